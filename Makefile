@@ -1,0 +1,48 @@
+# Every target sets up what it needs in .venv; a second call installs nothing unless setup.cfg changed.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ANALYSES := $(filter-out analyses/__init__.py,$(wildcard analyses/*.py))
+
+.PHONY: demo test check campaign reports clean
+
+# One thread each: two test processes share two cores, and sums keep their order.
+test campaign: export OMP_NUM_THREADS = 1
+test campaign: export MKL_NUM_THREADS = 1
+test campaign: export OPENBLAS_NUM_THREADS = 1
+
+demo: $(VENV)/installed-demo
+	$(BIN)/probekit demo
+
+test: check
+	$(BIN)/python -m pytest -q -n 2 -m "not campaign and not gpu"
+
+check: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+campaign: $(VENV)/installed-test
+	$(BIN)/python -m pytest -q -n 2 -m "campaign and not gpu"
+
+reports: $(VENV)/installed-test
+	set -e; for file in $(ANALYSES); do \
+		$(BIN)/probekit run $$file --jobs 2 --out reports/$$(basename $$file .py); \
+	done
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find probekit analyses tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed-demo: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e ".[demo]"
+	touch $@
+
+# What the tests need holds what the demo needs.
+$(VENV)/installed-test: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e ".[dev,oracles,demo,notebook]"
+	touch $@ $(VENV)/installed-demo

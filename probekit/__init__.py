@@ -1,0 +1,61 @@
+"""Representation analysis of pretrained vision backbones: probing and layer-wise transfer.
+
+Public names resolve on first use: ``import probekit`` loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from probekit.version import __version__
+
+# Public name → the module that defines it.
+_HOMES = {
+    "Backbone": "probekit.backbones.backbone",
+    "Features": "probekit.features.features",
+    "ImageSet": "probekit.data.images",
+    "Plan": "probekit.plan",
+    "Preprocessing": "probekit.data.transforms",
+    "Probe": "probekit.results.fitted",
+    "ProbekitError": "probekit.errors",
+    "ResultTable": "probekit.results.table",
+    "Tap": "probekit.taps.tap",
+    "extract": "probekit.features.extraction",
+    "list_layers": "probekit.taps.layers",
+    "load_backbone": "probekit.backbones.loading",
+    "open_images": "probekit.data.readers",
+    "probe": "probekit.probes.sweep",
+    "record": "probekit.taps.record",
+    "stream": "probekit.features.streaming",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]
+
+if TYPE_CHECKING:
+    from probekit.backbones.backbone import Backbone as Backbone
+    from probekit.backbones.loading import load_backbone as load_backbone
+    from probekit.data.images import ImageSet as ImageSet
+    from probekit.data.readers import open_images as open_images
+    from probekit.data.transforms import Preprocessing as Preprocessing
+    from probekit.errors import ProbekitError as ProbekitError
+    from probekit.features.extraction import extract as extract
+    from probekit.features.features import Features as Features
+    from probekit.features.streaming import stream as stream
+    from probekit.plan import Plan as Plan
+    from probekit.probes.sweep import probe as probe
+    from probekit.results.fitted import Probe as Probe
+    from probekit.results.table import ResultTable as ResultTable
+    from probekit.taps.layers import list_layers as list_layers
+    from probekit.taps.record import record as record
+    from probekit.taps.tap import Tap as Tap
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name stands for
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'probekit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

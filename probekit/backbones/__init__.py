@@ -1,0 +1,1 @@
+"""Frozen pretrained bodies: where their weights come from, how images are prepared for them."""

@@ -1,0 +1,291 @@
+"""Random-init controls: the raw draw of an architecture, with every residual branch switched on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from probekit.backbones.architectures import build, classifier_paths, seeded
+from probekit.backbones.backbone import Backbone, copy_module
+from probekit.backbones.checkpoint import Checkpoint
+from probekit.backbones.spec import function_parts, parse_model
+from probekit.errors import CheckpointError, InputError
+
+STREAM = "random init"
+# Gains of residual branches by name: LayerScale, ConvNeXt, CaiT, ResMLP, PoolFormer, NFNet, ReZero, SkipInit.
+GAIN = re.compile(
+    r"(gamma|ls|layer_?scale|res_?scale|scale|alpha|gain|skipinit_gain|res_?weight|rezero)(_?\w*)"
+)
+# The largest constant at which training switches a branch off at its start (BEiT's LayerScale: 0.1).
+SMALL = 0.1 + 1e-6
+
+
+@dataclass
+class Moments:
+    """Mean and variance of the inputs of one batch-norm layer, by channel, in float64.
+
+    Attributes:
+        count: Values behind each channel.
+        mean: (D,) their mean.
+        deviation: (D,) their summed squared deviation from it.
+    """
+
+    count: int
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
+    @classmethod
+    def of(cls, values: torch.Tensor) -> Moments:
+        """Take them from an activation (N, D, …)."""
+        values = values.detach()
+        if values.dtype != torch.float64:
+            values = values.float()
+        axes = [axis for axis in range(values.dim()) if axis != 1]
+        variance, mean = torch.var_mean(values, dim=axes, correction=0)
+        count = values.numel() // values.shape[1]
+        return cls(count, mean.cpu().double(), variance.cpu().double() * count)
+
+    def __add__(self, other: Moments) -> Moments:
+        """Merge two samples. Source: Chan, Golub & LeVeque (1983), equation 2.1."""
+        count = self.count + other.count
+        gap = other.mean - self.mean
+        # M = M₁ + M₂ + δ²·n₁·n₂/n
+        deviation = self.deviation + other.deviation + gap.square() * (self.count * other.count / count)
+        return Moments(count, self.mean + gap * (other.count / count), deviation)
+
+
+def draw_random(
+    arch: str | nn.Module, seed: int, *, size: int | None = None
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """Draw the weights of an architecture anew.
+
+    It is the raw initial draw, except that gains which training starts at or near zero (the last batch norm
+    of timm's residual blocks, LayerScale, SkipInit) are set to 1: else every residual branch would be off.
+    Batch-norm statistics are those of no data; see ``recalibrate_batch_norm``.
+
+    Args:
+        arch: An architecture in the words of the grammar, or a module, which is copied and each of whose
+            layers is drawn anew.
+        seed: Which draw; the global random state is neither used nor changed.
+        size: Side of the input in pixels, for architectures that are built for one size.
+
+    Returns:
+        The module, in eval mode, and notes on what was done.
+
+    Raises:
+        CheckpointError: If weights stay the same between draws: they cannot be drawn anew.
+        InputError: If the architecture is unknown.
+
+    Examples:
+        >>> one, other = (draw_random("cifar_resnet20", seed)[0].conv1.weight for seed in (0, 1))
+        >>> bool((one != other).all())
+        True
+    """
+    if isinstance(arch, nn.Module):
+        module = _redraw(arch, type(arch).__name__, seed)
+        name = type(arch).__name__
+    else:
+        name = arch
+        with seeded(STREAM, arch, seed):
+            module = build(arch, size=size)
+        if function_parts(arch) is not None:
+            with seeded(STREAM, arch, seed + 1):
+                _check_drawn(module, build(arch, size=size), arch)
+    switched = switch_on(module)
+    notes = [f"raw draw {seed} of {name}"]
+    if switched:
+        notes.append(f"{len(switched)} residual gains set to 1, such as {', '.join(switched[:2])}")
+    return module.eval(), tuple(notes)
+
+
+def random_control(backbone: Backbone, name: str, seed: int) -> Backbone:
+    """Return a random draw of a backbone's architecture, read and prepared as the backbone is.
+
+    Args:
+        backbone: The model to be controlled.
+        name: The control's name in tables.
+        seed: Which draw.
+
+    Raises:
+        CheckpointError: If a module made in Python holds weights that none of its layers can draw anew.
+    """
+    if backbone.spec is not None:
+        spec = parse_model(backbone.spec)
+        module, notes = draw_random(
+            spec.arch if spec.arch != "auto" else backbone.arch, seed, size=backbone.preprocessing.size
+        )
+    else:
+        module, notes = draw_random(backbone.module, seed)
+    return replace(
+        backbone,
+        name=name,
+        module=module.to(backbone.device),
+        checkpoint=Checkpoint(f"random@{seed}", notes=notes),
+        has_head=False,
+        spec=None,
+        cache={},
+    )
+
+
+def recalibrate_batch_norm(backbone: Backbone, batches: Iterable[torch.Tensor], note: str) -> Backbone:
+    """Return a copy whose batch-norm statistics are those of given images.
+
+    Batches go forward with each batch norm normalising by the batch at hand, all else in eval mode; the mean
+    and variance of every layer's inputs over all images become its running statistics. They do not depend on
+    the order of the batches beyond rounding.
+
+    Args:
+        backbone: Left as it is; returned itself if it has no batch norm with running statistics.
+        batches: Prepared images (N, 3, H, W); a last batch of one image is joined to the one before.
+        note: What the checkpoint report says of it.
+
+    Raises:
+        InputError: If there are fewer than two images.
+        CheckpointError: If a statistic is not finite.
+    """
+    module = copy_module(backbone.module)
+    layers = {
+        name: one
+        for name, one in module.named_modules()
+        if isinstance(one, _BatchNorm) and one.running_mean is not None
+    }
+    if not layers:
+        return backbone
+    found: dict[str, Moments] = {}
+
+    def gather(name: str, values: torch.Tensor) -> None:
+        moments = Moments.of(values)
+        found[name] = found[name] + moments if name in found else moments
+
+    handles = [
+        layer.register_forward_pre_hook(lambda _layer, inputs, name=name: gather(name, inputs[0]))
+        for name, layer in layers.items()
+    ]
+    try:
+        for layer in layers.values():
+            layer.training = True  # its own flag only: a dropout inside it stays off
+        with torch.no_grad():
+            for batch in _pairs_at_least(batches):
+                module(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    _store(layers, found)
+    silent = [name for name in layers if name not in found]
+    if silent:
+        note += f"; left as they were, since never called: {', '.join(silent[:3])}"
+    return backbone.edited(module.eval(), note)
+
+
+def switch_on(module: nn.Module) -> list[str]:
+    """Set residual gains that start at or near zero to 1, in place, and return their names.
+
+    These are norm layers whose weights are all zero, and gains by name (``gamma``, ``ls1``, ``layer_scale``,
+    ``skipinit_gain``, …) that hold one value of size 0.1 or less throughout. The classifier is left alone.
+    """
+    heads = classifier_paths(module)
+    switched = []
+    for path, owner in module.named_modules():
+        is_norm = (
+            "norm" in type(owner).__name__.lower() and "responsenorm" not in type(owner).__name__.lower()
+        )
+        for leaf, parameter in owner.named_parameters(recurse=False):
+            name = f"{path}.{leaf}" if path else leaf
+            if path in heads or not _scales_channels(parameter):
+                continue
+            first = float(parameter.detach().flatten()[0])
+            if not bool((parameter == first).all()):
+                continue
+            if (is_norm and leaf == "weight" and first == 0) or (
+                GAIN.fullmatch(leaf) and abs(first) <= SMALL
+            ):
+                with torch.no_grad():
+                    parameter.fill_(1)
+                switched.append(name)
+    return switched
+
+
+def _redraw(original: nn.Module, name: str, seed: int) -> nn.Module:
+    """Copy a module and have each of its layers draw its own weights."""
+    module = copy_module(original)
+    with seeded(STREAM, name, seed), torch.no_grad():
+        for one in module.modules():
+            for method in ("reset_parameters", "_reset_parameters"):
+                draw = getattr(one, method, None)
+                if callable(draw):
+                    draw()
+        whole = getattr(module, "init_weights", None)
+        if callable(whole):
+            whole()  # timm's own scheme, class tokens and position embeddings included
+        before = dict(original.named_parameters())
+        for path, parameter in module.named_parameters():
+            undrawn = torch.equal(parameter, before[path])
+            if undrawn and GAIN.fullmatch(path.rpartition(".")[2]) and _scales_channels(parameter):
+                parameter.fill_(1)
+    _check_drawn(original, module, name)
+    return module
+
+
+def _scales_channels(parameter: torch.Tensor) -> bool:
+    """Whether a parameter may be a gain: not empty, and at most one of its axes is longer than 1."""
+    return parameter.numel() > 0 and max(parameter.shape, default=1) == parameter.numel()
+
+
+def _check_drawn(one: nn.Module, other: nn.Module, name: str) -> None:
+    """Refuse two draws that share values other than constants: those were loaded, not drawn."""
+    others = dict(other.named_parameters())
+    same = [
+        path
+        for path, value in one.named_parameters()
+        if value.numel() > 1
+        and path in others
+        and torch.equal(value.detach().cpu(), others[path].detach().cpu())
+        and bool((value != value.flatten()[0]).any())
+    ]
+    if same:
+        raise CheckpointError(
+            f"weights of {name} that can be drawn anew",
+            f"{len(same)} that stay the same, such as {', '.join(same[:3])}",
+            "Give a function that builds the architecture without loading weights: file.py:function",
+        )
+
+
+def _pairs_at_least(batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Yield the batches, a lone image joined to the batch before it: one value has no variance."""
+    held: torch.Tensor | None = None
+    for batch in batches:
+        if held is None or len(batch) == 1 or len(held) == 1:
+            held = batch if held is None else torch.cat([held, batch])
+            continue
+        yield held
+        held = batch
+    if held is None or len(held) < 2:
+        raise InputError(
+            "at least two images to estimate batch-norm statistics",
+            "none" if held is None else str(len(held)),
+            "Use a larger training split",
+        )
+    yield held
+
+
+def _store(layers: Mapping[str, _BatchNorm], found: Mapping[str, Moments]) -> None:
+    for name, moments in found.items():
+        layer = layers[name]
+        # Unbiased, as torch keeps it: M / (n − 1)
+        variance = moments.deviation / max(1, moments.count - 1)
+        if not (torch.isfinite(moments.mean).all() and torch.isfinite(variance).all()):
+            raise CheckpointError(
+                "finite batch-norm statistics",
+                f"NaN or infinity at {name}",
+                "Check the images and the backbone",
+            )
+        for buffer, value in ((layer.running_mean, moments.mean), (layer.running_var, variance)):
+            if buffer is not None:
+                buffer.copy_(value)
+        if layer.num_batches_tracked is not None:
+            layer.num_batches_tracked.fill_(1)  # one average over all images, whatever the batches were

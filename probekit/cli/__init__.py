@@ -1,0 +1,1 @@
+"""The command line: one small file per verb; torch is never imported before a verb runs."""

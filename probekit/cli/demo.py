@@ -1,0 +1,27 @@
+"""``probekit demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from probekit.cli import options
+
+
+def demo(
+    out: options.Out = None,
+    store: options.Store = None,
+    device: options.Device = None,
+    smoke: options.Smoke = False,
+    dry_run: options.DryRun = False,
+) -> None:
+    """Run the main job on what is built in: real ImageNet weights against random init, ShapeWorld and digits.
+
+    Example: probekit demo --out runs/demo
+    """
+    from joblib import cpu_count
+
+    from probekit.cli.run import run_plan
+    from probekit.demo import PLAN
+
+    place, jobs = out or Path("runs/demo"), 1 if smoke else cpu_count()
+    run_plan(PLAN, place, smoke=smoke, dry_run=dry_run, store=store, device=device, jobs=jobs)

@@ -1,0 +1,1 @@
+"""Images pass once, every tap is read: streaming, extraction and the feature store."""

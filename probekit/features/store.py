@@ -1,0 +1,271 @@
+"""The feature store: directories of immutable ``.npy`` parts that survive any interruption.
+
+Layout, each file written to a temporary name and moved into place::
+
+    STORE/features/<key>/manifest.json        what the features depend on, and the engine that makes them
+    STORE/features/<key>/index.parquet        ids and splits, in row order
+    STORE/features/<key>/<tap>/tap.json       shape, dtype, part length, facts of the tap
+    STORE/features/<key>/<tap>/part-00000.npy whole batches of rows
+    STORE/features/<key>/<tap>/journal.jsonl  one line a finished part, with its checksum
+
+Manifest, index and tap files are written once, before the first part, and never changed; whatever appends
+later obeys them. No time, host or process number stands in any of these files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from probekit.errors import NonFiniteFeatures, StoreDamaged
+from probekit.features.features import Part, PartedRows
+from probekit.files import (
+    append_line,
+    canonical_json,
+    digest_json,
+    read_json,
+    read_lines,
+    replacing,
+    safe_name,
+    write_json,
+)
+
+FORMAT = 1
+# Large enough that a part is one long read, small enough that an interruption costs seconds.
+PART_BYTES = 64 << 20
+
+
+def check_format(facts: Mapping[str, Any], path: Path) -> None:
+    """Refuse a file of another format number by name.
+
+    Raises:
+        StoreDamaged: If the number is missing or unknown.
+    """
+    if facts.get("format") != FORMAT:
+        raise StoreDamaged(
+            f"format {FORMAT} in {path}",
+            f"format {facts.get('format')!r}",
+            "Read it with the version of probekit that wrote it, or delete its folder",
+        )
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Read a manifest or tap file and check its format."""
+    facts: dict[str, Any] = read_json(path)
+    check_format(facts, path)
+    return facts
+
+
+def open_store(
+    folder: Path, key_facts: Mapping[str, Any], engine: Mapping[str, Any], index: pd.DataFrame
+) -> Path:
+    """Return the directory of one key, writing manifest and index if they are not there yet.
+
+    Args:
+        folder: The store.
+        key_facts: What the features depend on: weights, arch, branch, transform, index.
+        engine: How they are to be computed; only written if there is no manifest yet.
+        index: Columns ``id`` and ``split``, in row order.
+
+    Raises:
+        StoreDamaged: If the directory holds features of something else.
+    """
+    place = store_place(folder, key_facts)
+    manifest = place / "manifest.json"
+    if manifest.exists():
+        if read_facts(manifest)["key"] != dict(key_facts):
+            raise StoreDamaged(f"the key of {place.name} in {manifest}", "another key", "Delete this folder")
+        return place
+    place.mkdir(parents=True, exist_ok=True)
+    with replacing(place / "index.parquet") as temporary:
+        index.to_parquet(temporary)
+    # Last, so that a manifest is proof that the index is whole.
+    write_json(
+        manifest, {"format": FORMAT, "key": dict(key_facts), "engine": dict(engine), "rows": len(index)}
+    )
+    return place
+
+
+def store_place(folder: Path, key_facts: Mapping[str, Any]) -> Path:
+    """Return where the features of one key lie."""
+    return folder / "features" / digest_json(dict(key_facts))[:24]
+
+
+@dataclass(frozen=True)
+class TapFolder:
+    """The folder of one tap inside the directory of one key."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, place: Path, tap: str, dtype: str) -> TapFolder:
+        """Name the folder of one tap and storage type."""
+        return cls(place / safe_name(f"{tap}.{dtype}"))
+
+    def declare(self, facts: Mapping[str, Any], batch_size: int) -> dict[str, Any]:
+        """Write the tap's facts once, with the part length that follows, and return what stands there.
+
+        Args:
+            facts: ``tap``, ``axes``, ``shape`` (per image), ``dtype`` and whatever tables need.
+            batch_size: Parts hold whole batches, so that a resumed run replays the same ones.
+        """
+        path = self.path / "tap.json"
+        if not path.exists():
+            row_bytes = int(np.prod(facts["shape"], dtype=np.int64)) * np.dtype(facts["dtype"]).itemsize
+            part_rows = max(1, PART_BYTES // (row_bytes * batch_size)) * batch_size
+            write_json(path, {"format": FORMAT, "part_rows": part_rows, **facts})
+        return read_facts(path)
+
+    def facts(self) -> dict[str, Any] | None:
+        """Return the tap's facts, or None if nothing was declared yet."""
+        path = self.path / "tap.json"
+        return read_facts(path) if path.exists() else None
+
+    def parts(self) -> list[Part]:
+        """Return the finished parts in row order, up to the first that is missing or cut short.
+
+        Raises:
+            StoreDamaged: If the journal contradicts itself.
+        """
+        journal = self.path / "journal.jsonl"
+        by_start: dict[int, dict[str, Any]] = {}
+        for line in read_lines(journal):
+            known = by_start.setdefault(line["start"], line)
+            if canonical_json(known) != canonical_json(line):
+                raise StoreDamaged(
+                    f"one line for row {line['start']} in {journal}", "two", "Delete this folder"
+                )
+        parts: list[Part] = []
+        row = 0
+        while row in by_start:
+            line = by_start[row]
+            path = self.path / line["part"]
+            if not path.is_file() or path.stat().st_size != line["bytes"]:
+                break
+            parts.append(Part(path, row, line["rows"], line["sha256"]))
+            row += line["rows"]
+        return parts
+
+    def rows_done(self) -> int:
+        """Return how many rows are finished; the last part is read back and compared with its checksum."""
+        parts = self.parts()
+        if parts:
+            last = PartedRows(parts, (0,), "float32")
+            last.part(len(parts) - 1)
+        return sum(part.rows for part in parts)
+
+    def values(self, rows: int) -> PartedRows | None:
+        """Return the tap's rows if all of them are finished, else None."""
+        facts, parts = self.facts(), self.parts()
+        if facts is None or sum(part.rows for part in parts) != rows:
+            return None
+        return PartedRows(parts, (rows, *facts["shape"]), facts["dtype"])
+
+
+class PartWriter:
+    """Writes one tap's rows as parts, each finished atomically and then entered in the journal.
+
+    Rows go straight to the file, so memory does not grow with the length of a part.
+    """
+
+    def __init__(self, folder: TapFolder, total: int) -> None:
+        facts = folder.facts()
+        if facts is None:
+            raise StoreDamaged(f"{folder.path / 'tap.json'}", "no such file", "Run the extraction again")
+        self.folder, self.total = folder, total
+        self.shape, self.dtype = tuple(facts["shape"]), np.dtype(facts["dtype"])
+        self.part_rows: int = facts["part_rows"]
+        self.row = folder.rows_done()
+        self._file: BinaryIO | None = None
+
+    def append(self, values: NDArray[Any], ids: NDArray[np.str_]) -> None:
+        """Append a batch of rows.
+
+        Args:
+            values: (n, …) rows of the tap's shape.
+            ids: (n,) their image ids, for error messages.
+
+        Raises:
+            NonFiniteFeatures: If a row holds NaN or infinity, or overflows the storage type.
+        """
+        with np.errstate(over="ignore"):  # overflow is reported below, with the image's id
+            stored = np.ascontiguousarray(values, self.dtype)
+        finite = np.isfinite(stored.reshape(len(stored), -1)).all(axis=1)
+        if not finite.all():
+            first = int(np.flatnonzero(~finite)[0])
+            exact = np.isfinite(values[first]).all()
+            raise NonFiniteFeatures(
+                f"finite features at {self.folder.path.name}",
+                f"{'overflow' if exact else 'NaN or infinity'} in {self.dtype.name} for image {ids[first]!r}",
+                "Store float32" if exact else "Check the checkpoint and this image",
+            )
+        if self._file is None:
+            self._begin()
+        self._write(stored.tobytes())
+        self.row += len(stored)
+        if self.row == self._end:
+            self._finish()
+
+    def _begin(self) -> None:
+        self._start = self.row
+        self._end = min(self.row + self.part_rows, self.total)
+        self._name = f"part-{self._start // self.part_rows:05d}.npy"
+        self._temporary = self.folder.path / f".{self._name}.{os.getpid()}.tmp"
+        self._hasher = hashlib.sha256()
+        self._file = self._temporary.open("wb")
+        header = {
+            "descr": np.lib.format.dtype_to_descr(self.dtype),
+            "fortran_order": False,
+            "shape": (self._end - self._start, *self.shape),
+        }
+        np.lib.format.write_array_header_1_0(_Hashed(self), header)
+
+    def _write(self, data: bytes) -> None:
+        assert self._file is not None
+        self._file.write(data)
+        self._hasher.update(data)
+
+    def _finish(self) -> None:
+        assert self._file is not None
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        size = self._file.tell()
+        self._file.close()
+        self._file = None
+        self._temporary.replace(self.folder.path / self._name)
+        append_line(
+            self.folder.path / "journal.jsonl",
+            {
+                "part": self._name,
+                "start": self._start,
+                "rows": self._end - self._start,
+                "bytes": size,
+                "sha256": self._hasher.hexdigest(),
+            },
+        )
+
+    def __enter__(self) -> PartWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._temporary.unlink(missing_ok=True)
+
+
+class _Hashed:
+    """What NumPy's header writer needs of a file, passed on to a part."""
+
+    def __init__(self, writer: PartWriter) -> None:
+        self.write = writer._write

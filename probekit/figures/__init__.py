@@ -1,0 +1,9 @@
+"""Tables to matplotlib figures; nothing here needs a weight or an image."""
+
+from probekit.figures.curves import plot_depth as plot_depth
+from probekit.figures.curves import plot_few_shot as plot_few_shot
+from probekit.figures.drawing import draw as draw
+from probekit.figures.drawing import draw_probe as draw_probe
+from probekit.figures.drawing import save_figures as save_figures
+from probekit.figures.matrices import plot_class_recall as plot_class_recall
+from probekit.figures.matrices import plot_targets as plot_targets

@@ -1,0 +1,323 @@
+"""Curves: a metric against depth, accuracy against the number of labelled images."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MultipleLocator, NullLocator
+
+from probekit.errors import InputError
+from probekit.figures import series, style
+from probekit.results.choosing import best_rows, choose_taps
+from probekit.results.metrics import MetricFacts, kind_words, metric_facts
+from probekit.results.presentation import primary_metrics
+from probekit.results.table import ResultTable
+
+# R² has no lower bound: below this it only says "useless".
+R2_FLOOR = -0.5
+COLUMNS = 3
+
+
+def plot_depth(
+    table: ResultTable, metric: str | None = None, target: str | None = None, *, data: str | None = None
+) -> Figure:
+    """Draw a metric against depth: one line and band per model, the null, the random-init controls.
+
+    Args:
+        table: Rows with ``depth``, one per model, tap and target.
+        metric: By default the first of accuracy, mean_ap, r2 that the table has.
+        target: By default every target that has the metric, in panels.
+        data: One data set; by default all, in panels.
+
+    Returns:
+        A figure; its caption is ``figure.get_label()``.
+
+    Raises:
+        InputError: If the table has no such rows, or several for one point.
+    """
+    metric = metric or _primary(table)
+    rows = series.scored_rows(table, metric, target=target, data=data)
+    facts = metric_facts(metric)
+    if rows["depth"].isna().any():
+        raise InputError(
+            "a number in 'depth' in every row", "rows without one", "Draw another kind of figure"
+        )
+    with style.styled():
+        figure, axes, pairs = _panels(rows)
+        handles: dict[str, Any] = {}
+        for i, (place, (name, one)) in enumerate(zip(axes, pairs, strict=True)):
+            own = rows[(rows["data"] == name) & (rows["target"] == one)]
+            _shade_levels(place, own)
+            lines = series.curves(table, own)
+            handles |= _draw_bands(place, series.null_bands(lines), table, "--")
+            handles |= _draw_bands(place, series.random_bands(table, own), table, ":")
+            handles |= _draw_curves(place, lines, table)
+            _label_depth(place, own, last_row=i + COLUMNS >= len(pairs))
+            place.set_title(_title(pairs, name, one))
+            if i % COLUMNS == 0:
+                place.set_ylabel(_wrapped(facts.axis))
+            _limit(place, lines, series.random_bands(table, own), metric, facts)
+        _finish(figure, handles, _depth_notes(table, rows, metric))
+    return style.finish(figure, _depth_caption(facts, rows))
+
+
+def plot_few_shot(table: ResultTable, target: str | None = None, *, tap: str | None = None) -> Figure:
+    """Draw accuracy against the number of labelled images per class, at each model's chosen tap.
+
+    Args:
+        table: Rows of ``few_shot_accuracy`` with ``shots`` in the params.
+        target: By default every target that has them, in panels.
+        tap: Draw this tap for every model instead of the one chosen on val.
+
+    Raises:
+        InputError: If the table has no such rows.
+    """
+    metric = "few_shot_accuracy"
+    rows = series.scored_rows(table, metric, target=target, tap=tap)
+    if tap is None:
+        rows = rows[rows.index.isin(best_rows(table.frame, metric).index)]
+    facts = metric_facts(metric)
+    with style.styled():
+        figure, axes, pairs = _panels(rows)
+        handles: dict[str, Any] = {}
+        for i, (place, (name, one)) in enumerate(zip(axes, pairs, strict=True)):
+            own = rows[(rows["data"] == name) & (rows["target"] == one)]
+            lines = series.curves(table, own, "shots")
+            place.set_xscale("log")
+            handles |= _draw_bands(place, series.null_bands(lines), table, "--")
+            handles |= _draw_bands(place, series.random_bands(table, own, "shots"), table, ":")
+            handles |= _draw_curves(place, lines, table)
+            shots = sorted({float(x) for line in lines for x in line.x})
+            place.set_xticks(shots, [f"{x:g}" for x in shots])
+            place.xaxis.set_minor_locator(NullLocator())
+            place.set_xlabel("Labelled images per class (log scale)")
+            place.set_title(_title(pairs, name, one))
+            if i % COLUMNS == 0:
+                place.set_ylabel(_wrapped(facts.axis))
+            _limit(place, lines, [], metric, facts)
+        _finish(figure, handles, _few_shot_notes(table, rows, tap))
+    return style.finish(
+        figure, f"Test accuracy of probes fitted on a few images per class: {_subject(rows)}."
+    )
+
+
+def _panels(rows: pd.DataFrame) -> tuple[Figure, list[Axes], list[tuple[str, str]]]:
+    """Return a figure with one axes per (data, target), all to one scale."""
+    pairs = series.panels(rows)
+    columns = min(len(pairs), COLUMNS)
+    lines = -(-len(pairs) // columns)
+    width = 6.6 if columns == 1 else min(style.FULL_WIDTH, 0.6 + style.PANEL_WIDTH * 1.15 * columns)
+    height = (3.3 if lines == 1 else style.PANEL_HEIGHT * lines) + 0.9
+    figure = style.new_figure(width, height)
+    grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    axes = list(grid.ravel())
+    for spare in axes[len(pairs) :]:
+        spare.remove()
+    return figure, axes[: len(pairs)], pairs
+
+
+def _shade_levels(axes: Axes, rows: pd.DataFrame) -> None:
+    depths = rows["depth"].to_numpy()
+    left, right = float(np.min(depths)) - 0.03, float(np.max(depths)) + 0.03
+    axes.set_xlim(left, right)
+    spans = series.level_spans(rows)
+    for i, (level, start, end) in enumerate(spans):
+        start, end = max(start, left), min(end, right)
+        if i % 2 == 0:
+            axes.axvspan(start, end, color=style.FAINT, alpha=0.75, linewidth=0, zorder=0)
+        axes.text(
+            (start + end) / 2, 1.0, level, transform=axes.get_xaxis_transform(), ha="center", va="top",
+            fontsize=7.5, color=style.MUTED, style="italic",
+        )  # fmt: skip
+
+
+def _draw_bands(
+    axes: Axes, bands: Sequence[series.Band], table: ResultTable, dashes: Literal["--", ":"]
+) -> dict[str, Any]:
+    grey = style.MUTED if dashes == "--" else style.RANDOM_GREY
+    looks = style.looks(table.trained)
+    handles: dict[str, Any] = {}
+    for band in bands:
+        colour = looks[band.model].colour if band.model else grey
+        fade = 0.10 if band.model else 0.20
+        axes.fill_between(band.x, band.low, band.high, color=colour, alpha=fade, linewidth=0, zorder=1)
+        axes.plot(band.x, band.mean, linestyle=dashes, color=colour, linewidth=1.2, zorder=1.5)
+        handles[style.plain(band.label)] = Line2D([], [], color=grey, linestyle=dashes, linewidth=1.2)
+    return handles
+
+
+def _draw_curves(axes: Axes, lines: Sequence[series.Curve], table: ResultTable) -> dict[str, Any]:
+    looks = style.looks(table.trained)
+    drawn: dict[str, int] = {}
+    handles: dict[str, Any] = {}
+    for line in lines:
+        look = looks[line.model]
+        repeat = drawn.setdefault(line.model, 0)
+        drawn[line.model] += 1
+        dashes = style.DASHES[repeat % len(style.DASHES)] if repeat else look.dashes
+        axes.fill_between(line.x, line.low, line.high, color=look.colour, alpha=0.16, linewidth=0, zorder=2)
+        axes.plot(line.x, line.y, color=look.colour, linestyle=dashes, zorder=3)
+        faces = [look.colour if clear else "white" for clear in line.clear]
+        axes.scatter(
+            line.x,
+            line.y,
+            s=24,
+            marker=look.marker,
+            c=faces,
+            edgecolors=look.colour,
+            linewidths=1.2,
+            zorder=4,
+        )
+        if line.star is not None:
+            axes.scatter(
+                line.x[line.star], line.y[line.star], s=150, marker="*", c=look.colour, edgecolors="white",
+                linewidths=0.9, zorder=5,
+            )  # fmt: skip
+        handles[style.plain(line.label)] = Line2D(
+            [], [], color=look.colour, linestyle=dashes, marker=look.marker, markersize=5
+        )
+    return handles
+
+
+def _label_depth(axes: Axes, rows: pd.DataFrame, *, last_row: bool) -> None:
+    ticks = series.block_ticks(rows)
+    if ticks is None:
+        axes.xaxis.set_major_locator(MultipleLocator(0.25))
+        axes.set_xlabel("Relative depth (0 = first, 1 = last block)" if last_row else "")
+        return
+    names = [style.plain(name, 18) for name in ticks[1]]
+    axes.set_xticks(ticks[0], names, rotation=40, ha="right", rotation_mode="anchor", fontsize=7.2)
+    axes.set_xlabel("Block, at its relative depth" if last_row else "")
+
+
+def _limit(
+    axes: Axes,
+    lines: Sequence[series.Curve],
+    bands: Sequence[series.Band],
+    metric: str,
+    facts: MetricFacts,
+) -> None:
+    """Keep the axis inside what the metric can be, with room for the level names."""
+    low, high = axes.get_ylim()
+    if metric == "r2":
+        seen = [*(line.y for line in lines), *(band.mean for band in bands)]
+        low = max(low, min(R2_FLOOR, *(float(np.nanmax(one)) for one in seen)) if seen else R2_FLOOR)
+    span = high - low
+    bounded = 0.02 * span
+    low = low if facts.low is None else max(low, facts.low - bounded)
+    top = high + 0.07 * span
+    axes.set_ylim(low, top if facts.high is None else min(top, facts.high + 0.08 * span))
+
+
+def _finish(figure: Figure, handles: dict[str, Any], notes: Sequence[str]) -> None:
+    # Models first, references last.
+    order = sorted(handles, key=lambda name: name.startswith(("null", "random init")))
+    style.add_legend(figure, [handles[name] for name in order], order)
+    style.add_footer(figure, notes)
+
+
+def _title(pairs: Sequence[tuple[str, str]], data: str, target: str) -> str:
+    several = len({name for name, _ in pairs}) > 1
+    return style.plain(f"{data} · {target}" if several else target)
+
+
+def _depth_notes(table: ResultTable, rows: pd.DataFrame, metric: str) -> list[str]:
+    trained = rows[~rows["model"].isin(set(table.controls))]
+    choices = choose_taps(table.frame, metric)
+    on = {choice.on for (_, model, _), choice in choices.items() if model in set(table.trained)}
+    star = "★: tap chosen on val"
+    if on == {"test"}:
+        star = "★: best test value, so optimistic (no val scores)"
+    notes = [_count(trained), _interval(trained), *_references(table, rows)]
+    if trained["null"].notna().any():
+        notes.append("Open markers: the interval reaches the null's range")
+    if metric == "r2" and bool((rows["value"] < R2_FLOOR).any()):
+        notes.append(f"Values below {R2_FLOOR:g} are cut off")
+    notes += [star] if not metric.endswith("_difference") else []
+    missing = table.frame[(table.frame["metric"] == metric) & (table.frame["status"] != "ok")]
+    return [*notes, f"{len(missing)} undefined values left out" if len(missing) else ""]
+
+
+def _few_shot_notes(table: ResultTable, rows: pd.DataFrame, tap: str | None) -> list[str]:
+    trained = rows[~rows["model"].isin(set(table.controls))]
+    taps = trained.drop_duplicates("model")
+    at = "; ".join(f"{model} at {name}" for model, name in zip(taps["model"], taps["tap"], strict=True))
+    choices = choose_taps(table.frame, "few_shot_accuracy").values()
+    chosen = (
+        "chosen on val" if all(choice.on == "val" for choice in choices) else "chosen on test, so optimistic"
+    )
+    where = f"At {tap}" if tap is not None else f"Taps {chosen}: {at}"
+    return [_count(trained), _interval(trained), *_references(table, rows), where]
+
+
+def _depth_caption(facts: MetricFacts, rows: pd.DataFrame) -> str:
+    unit = f" ({facts.unit})" if facts.unit else ""
+    return f"{facts.label}{unit} against depth: {_subject(rows)}."
+
+
+def _names(values: Iterable[Any]) -> str:
+    unique = [str(value) for value in dict.fromkeys(values)]
+    return ", ".join(unique[:4]) + (f" and {len(unique) - 4} more" if len(unique) > 4 else "")
+
+
+def _subject(rows: pd.DataFrame) -> str:
+    data = _only(rows["data"])
+    return _names(rows["target"]) + (f" ({data})" if data else "")
+
+
+def _count(rows: pd.DataFrame) -> str:
+    counts = sorted({int(n) for n in rows["n"].dropna()})
+    if not counts:
+        return ""
+    span = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    data = _only(rows["data"])
+    return f"{style.plain(data)}: n = {span} test images" if data else f"n = {span} test images"
+
+
+def _interval(rows: pd.DataFrame) -> str:
+    kind = _only(rows["ci_kind"])
+    seeds = rows.groupby(["model", "tap", "target", "params"])["pretrain_seed"].nunique().max()
+    if seeds > 1:
+        return f"Bands: range over {seeds} seeds"
+    if rows["ci_low"].isna().all():
+        return "No intervals"
+    return f"Bands: 95 % intervals ({kind_words(kind)})" if kind else "Bands: 95 % intervals"
+
+
+def _references(table: ResultTable, rows: pd.DataFrame) -> list[str]:
+    """Say what the grey lines are."""
+    controls = set(table.controls)
+    trained, drawn = rows[~rows["model"].isin(controls)], rows[rows["model"].isin(controls)]
+    notes = []
+    if trained["null"].notna().any():
+        kind = kind_words(_only(trained["null_kind"]))
+        notes.append(f"Dashed: null, mean and range{f' ({kind})' if kind else ''}")
+    if len(drawn):
+        count = int(drawn.groupby("arch")["model"].nunique().max())
+        several = f"Dotted: random init, mean and range of {count}"
+        notes.append(several if count > 1 else "Dotted: one random init")
+    return notes
+
+
+def _wrapped(label: str) -> str:
+    return "\n".join(textwrap.wrap(label, 36))
+
+
+def _only(values: pd.Series[Any]) -> str:
+    """Return the one kind all rows have, or '' if there is none or several."""
+    kinds = {str(value) for value in values if value}
+    return kinds.pop() if len(kinds) == 1 else ""
+
+
+def _primary(table: ResultTable) -> str:
+    found = primary_metrics(table.frame)
+    if not found:
+        raise InputError("a table with rows", "none", "Check what it was narrowed to")
+    return found[0]

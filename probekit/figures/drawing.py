@@ -1,0 +1,102 @@
+"""Which figures a table supports, and how they are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from probekit.errors import InputError, near_names
+from probekit.figures.curves import plot_depth, plot_few_shot
+from probekit.figures.matrices import plot_class_recall, plot_targets
+from probekit.figures.style import render
+from probekit.files import replacing, safe_name
+from probekit.results.table import ResultTable
+
+KINDS: dict[str, Callable[..., Figure]] = {
+    "depth": plot_depth,
+    "few_shot": plot_few_shot,
+    "class_recall": plot_class_recall,
+    "targets": plot_targets,
+}
+# Metrics drawn against depth, most telling first.
+DEPTH_METRICS = ("accuracy", "mean_ap", "r2", "bits", "knn_accuracy", "accuracy_equal_d", "calibration_error")
+# From this many targets on, one matrix says more than panels.
+MANY_TARGETS = 5
+
+
+def draw(table: ResultTable, kind: str = "depth", **settings: Any) -> Figure:  # noqa: ANN401 - per kind
+    """Draw one figure of a table.
+
+    Args:
+        table: What to draw.
+        kind: ``depth``, ``few_shot``, ``class_recall`` or ``targets``.
+        **settings: Passed to ``plot_depth``, ``plot_few_shot``, ``plot_class_recall`` or ``plot_targets``.
+
+    Raises:
+        InputError: If the kind is unknown or the table lacks its rows.
+    """
+    if kind not in KINDS:
+        raise InputError(
+            f"a kind among {', '.join(KINDS)}", repr(kind), f"Nearest: {near_names(kind, KINDS)}"
+        )
+    return KINDS[kind](table, **settings)
+
+
+def draw_probe(table: ResultTable) -> dict[str, Figure]:
+    """Draw every figure a probe table supports.
+
+    Returns:
+        Name → figure, most telling first; names serve as file names.
+    """
+    figures: dict[str, Figure] = {}
+    names = [str(name) for name in table.frame["data"].unique()]
+    for name in names:
+        part = table.where(data=name) if name else table.where(data=None)
+        prefix = f"{safe_name(name)}-" if len(names) > 1 else ""
+        figures |= {prefix + key: figure for key, figure in _draw_data_set(part).items()}
+    return figures
+
+
+def save_figures(figures: Mapping[str, Figure], folder: str | Path) -> list[Path]:
+    """Write every figure as SVG and PNG, each file atomically and with the same bytes every time.
+
+    Returns:
+        The paths written.
+    """
+    paths = []
+    for name, figure in figures.items():
+        for form in ("svg", "png"):
+            path = Path(folder) / f"{safe_name(name)}.{form}"
+            content = render(figure, form)
+            with replacing(path) as temporary:
+                temporary.write_bytes(content)
+            paths.append(path)
+    return paths
+
+
+def _draw_data_set(table: ResultTable) -> dict[str, Figure]:
+    frame = table.frame[table.frame["value"].notna() & ~table.frame["split"].isin(("train", "val"))]
+    figures: dict[str, Figure] = {}
+    for metric in DEPTH_METRICS:
+        rows = frame[frame["metric"] == metric]
+        if not len(rows) or rows["model"].isin(set(table.controls)).all():
+            continue
+        if rows["target"].nunique() >= MANY_TARGETS and metric in ("accuracy", "mean_ap", "r2"):
+            figures[f"targets-{metric}"] = plot_targets(table, metric)
+        elif _has_depth(rows) and rows["target"].nunique() < MANY_TARGETS:
+            figures[f"depth-{metric}"] = plot_depth(table, metric)
+    if bool((frame["metric"] == "few_shot_accuracy").any()):
+        figures["few-shot"] = plot_few_shot(table)
+    recalls = frame[(frame["metric"] == "class_recall") & frame["model"].isin(table.trained)]
+    for target, model in recalls[["target", "model"]].drop_duplicates().itertuples(index=False, name=None):
+        name = "-".join(safe_name(part) for part in ("class-recall", target, model))
+        figures[name] = plot_class_recall(table, target, model)
+    return figures
+
+
+def _has_depth(rows: pd.DataFrame) -> bool:
+    return bool(rows["depth"].notna().all())

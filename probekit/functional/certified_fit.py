@@ -1,0 +1,279 @@
+"""Penalised fits solved until a bound on what is left to gain, measured on the returned weights, is small.
+
+Single precision does the work, double precision the accounts: after the iterations the objective and its
+bound are computed anew in float64 from the features as they came. Fits that float32 could not bring below
+the gap go on in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from probekit.functional.arguments import AnyFloats, FloatArray, IntArray
+from probekit.functional.eigenbasis import Eigenbasis, rotate_features
+from probekit.functional.quasi_newton import MEMORY, Loss, Objective, minimise
+
+# Products a pass (N·D·K·Q) below which float64 throughout costs at most a second or two.
+_SMALL = 1e8
+# Part of the asked gap the iterations aim at: the bound moves when the intercept is settled.
+_AIMS = (0.5, 0.05)
+_HISTORY_BYTES = 2**30
+_LOGIT_BYTES = 2**26
+_FEATURE_BYTES = 2**26
+# Sums of N residuals of mixed sign are known to about this share of the sum of their sizes.
+_SETTLED = 1e-10
+_NEWTON_STEPS = 50
+_LEAST_CURVATURE = 1e-14
+
+
+class CertifiedLoss(Loss, Protocol):
+    """A loss whose optimal intercepts can be found by Newton's method."""
+
+    def intercept_hessian(
+        self, residual: torch.Tensor, fits: torch.Tensor, weight: torch.Tensor
+    ) -> torch.Tensor:
+        """Return (Q, K, K) second derivatives by the intercepts, without the direction that changes nothing.
+
+        Args:
+            residual: (Q, K, N) probability − truth.
+            fits: (Q,) which of all fits these are.
+            weight: (N,) row weights that sum to 1.
+        """
+
+
+@dataclass(frozen=True)
+class CertifiedFits:
+    """Q fits and what is known of them.
+
+    Attributes:
+        weights: (Q, D, K).
+        intercepts: (Q, K).
+        objective: (Q,) weighted mean loss + ½·penalty·‖W‖².
+        gap: (Q,) upper bound on (F − F*)/F*; infinite where none is known.
+        iterations: (Q,).
+    """
+
+    weights: FloatArray
+    intercepts: FloatArray
+    objective: FloatArray
+    gap: FloatArray
+    iterations: IntArray
+
+    @classmethod
+    def at(cls, intercepts: FloatArray, width: int) -> CertifiedFits:
+        """Start (Q, K) intercepts off with zero weights on ``width`` features."""
+        count, outputs = intercepts.shape
+        unknown = np.full(count, np.inf)
+        return cls(
+            np.zeros((count, width, outputs)), intercepts.copy(), unknown.copy(), unknown,
+            np.zeros(count, np.int64),
+        )  # fmt: skip
+
+    def put(self, places: NDArray[np.intp], other: CertifiedFits) -> None:
+        """Overwrite some fits by others."""
+        for name in ("weights", "intercepts", "objective", "gap", "iterations"):
+            getattr(self, name)[places] = getattr(other, name)
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How far and where to solve.
+
+    Attributes:
+        gap: Largest relative gap.
+        max_iterations: Most iterations of a fit.
+        device: Where the float32 passes run; float64 stays on the host.
+    """
+
+    gap: float
+    max_iterations: int
+    device: str | torch.device
+
+
+def solve_fits(
+    features: AnyFloats,
+    weight: FloatArray,
+    make_loss: Callable[[str | torch.device], CertifiedLoss],
+    start: FloatArray,
+    penalties: FloatArray,
+    settings: FitSettings,
+) -> CertifiedFits:
+    """Solve Q fits over the same rows.
+
+    Args:
+        features: (N, D).
+        weight: (N,) row weights that sum to 1.
+        make_loss: Builds the loss on a device.
+        start: (Q, K) intercepts to start from.
+        penalties: (Q,).
+        settings: How far and where.
+    """
+    fits, pending = CertifiedFits.at(start, features.shape[1]), np.arange(len(penalties))
+    precisions: list[tuple[torch.dtype, str | torch.device]] = [(torch.float64, "cpu")]
+    if features.size * start.size > _SMALL:
+        precisions.insert(0, (torch.float32, settings.device))
+    basis: Eigenbasis | None = None
+    for dtype, device in precisions:
+        basis = rotate_features(features, weight, dtype=dtype, device=device, like=basis)
+        objective = Objective(
+            basis,
+            torch.from_numpy(weight).to(dtype).to(device),
+            make_loss(device),
+            torch.from_numpy(penalties).to(dtype).to(device),
+        )
+        for aim in _AIMS:
+            for chunk in _chunks(pending, _HISTORY_BYTES // _history_bytes(objective, start.shape[1])):
+                reached = _resume(objective, fits, chunk, aim, settings)
+                fits.put(chunk, certify(features, weight, make_loss("cpu"), reached, penalties[chunk], chunk))
+            wanting = fits.gap[pending] > settings.gap
+            pending = pending[wanting & (fits.iterations[pending] < settings.max_iterations)]
+            if not len(pending):
+                return fits
+    return fits
+
+
+def _history_bytes(objective: Objective, outputs: int) -> int:
+    """Return the bytes one fit keeps while it runs."""
+    x = objective.basis.coordinates
+    return (2 * MEMORY + 10) * outputs * x.shape[1] * x.element_size()
+
+
+def _resume(
+    objective: Objective, fits: CertifiedFits, chunk: NDArray[np.intp], aim: float, settings: FitSettings
+) -> CertifiedFits:
+    """Take some fits on from where they are to ``aim`` times the gap, or to the end of their iterations."""
+    start = objective.basis.express(
+        torch.from_numpy(fits.weights[chunk]), torch.from_numpy(fits.intercepts[chunk])
+    )
+    minimum = minimise(
+        objective, start, torch.from_numpy(chunk).to(start.device), gap=aim * settings.gap,
+        budget=torch.from_numpy(settings.max_iterations - fits.iterations[chunk]),
+    )  # fmt: skip
+    weights, intercepts = (one.numpy() for one in objective.basis.restore(minimum.parameters))
+    unknown = np.full(len(chunk), np.inf)
+    iterations = fits.iterations[chunk] + minimum.iterations.numpy()
+    return CertifiedFits(weights, intercepts, unknown, unknown, iterations)
+
+
+def certify(
+    features: AnyFloats,
+    weight: FloatArray,
+    loss: CertifiedLoss,
+    reached: CertifiedFits,
+    penalties: FloatArray,
+    fits: NDArray[np.intp],
+) -> CertifiedFits:
+    """Settle the intercepts for given weights and bound how far the objective is above its minimum.
+
+    The residuals at any logits are a dual point, and a feasible one once the intercepts are optimal, since
+    then they sum to zero. The duality gap of that pair is ‖∇_W F‖²/(2·penalty) exactly: Fenchel's
+    inequality is tight at the logits, which leaves ⟨W, G⟩ + ½·penalty·‖W‖² + ‖G‖²/(2·penalty) with G the
+    gradient of the mean loss, and that is a perfect square.
+
+    Args:
+        features: (N, D).
+        weight: (N,) row weights that sum to 1.
+        loss: On the host.
+        reached: Q fits, of which weights and intercepts count.
+        penalties: (Q,).
+        fits: (Q,) which of the loss's fits these are.
+
+    Returns:
+        The fits with settled intercepts, objective, and the bound on (F − F*)/F*: infinite where the
+        intercepts would not settle or the bound is no smaller than the objective.
+    """
+    done = replace(
+        reached,
+        intercepts=reached.intercepts.copy(),
+        objective=np.empty(len(penalties)),
+        gap=np.empty(len(penalties)),
+    )
+    share = torch.from_numpy(weight)
+    bytes_a_fit = 8 * len(features) * reached.intercepts.shape[1]
+    for chunk in _chunks(np.arange(len(penalties)), _LOGIT_BYTES // bytes_a_fit):
+        w, penalty = torch.from_numpy(reached.weights[chunk]), torch.from_numpy(penalties[chunk])
+        scores, which = _project(features, w), torch.from_numpy(fits[chunk])
+        b, mean_loss, residual, balanced = _settle(
+            scores, torch.from_numpy(reached.intercepts[chunk]), loss, which, share
+        )
+        gradient = _correlate(features, residual.mul_(share)) + penalty[:, None, None] * w
+        objective = mean_loss + 0.5 * penalty * w.square().sum((1, 2))
+        left = gradient.square().sum((1, 2)) / (2 * penalty)
+        known = balanced & (left < objective)
+        done.intercepts[chunk], done.objective[chunk] = b.numpy(), objective.numpy()
+        done.gap[chunk] = torch.where(known, left / (objective - left), torch.inf).numpy()
+    return done
+
+
+def _settle(
+    scores: torch.Tensor,
+    intercepts: torch.Tensor,
+    loss: CertifiedLoss,
+    fits: torch.Tensor,
+    weight: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Find the best intercepts on cached scores X W by Newton's method.
+
+    A step is cut to length 1 in the largest intercept, within which the curvature cannot change by more
+    than a constant factor (Bach 2010, Self-concordant analysis for logistic regression, section 2).
+
+    Args:
+        scores: (Q, K, N).
+        intercepts: (Q, K) to start from.
+        loss: On the host.
+        fits: (Q,).
+        weight: (N,).
+
+    Returns:
+        (Q, K) intercepts, (Q,) mean losses, (Q, K, N) residuals, (Q,) whether the residuals sum to zero.
+    """
+    everything = slice(0, scores.shape[2])
+    for left in range(_NEWTON_STEPS, -1, -1):
+        losses, residual = loss(scores + intercepts[:, :, None], fits, everything)
+        slope = residual @ weight
+        balanced = slope.abs().sum(1) <= _SETTLED * (residual.abs().sum(1) @ weight)
+        if balanced.all() or not left:
+            break
+        hessian = loss.intercept_hessian(residual, fits, weight)
+        # Where all probabilities have run to 0 or 1 there is no curvature left, and the slope shows the way.
+        hessian.diagonal(dim1=1, dim2=2).add_(_LEAST_CURVATURE)
+        step = torch.linalg.solve(hessian, slope)
+        step /= step.abs().amax(1, keepdim=True).clamp_min(1)
+        intercepts = torch.where(balanced[:, None], intercepts, intercepts - step)
+    return intercepts, losses @ weight, residual, balanced
+
+
+def _project(features: AnyFloats, weights: torch.Tensor) -> torch.Tensor:
+    """Return (Q, K, N) scores X W in float64, reading the features in blocks of rows."""
+    count, width, outputs = weights.shape
+    flat = weights.transpose(1, 2).reshape(-1, width)
+    scores = torch.empty((len(flat), len(features)), dtype=torch.float64)
+    for rows in _row_blocks(features):
+        scores[:, rows] = flat @ torch.from_numpy(features[rows].astype(np.float64)).T
+    return scores.view(count, outputs, -1)
+
+
+def _correlate(features: AnyFloats, residual: torch.Tensor) -> torch.Tensor:
+    """Return (Q, D, K) products of the features with (Q, K, N) residuals, in float64."""
+    count, outputs, _ = residual.shape
+    flat = residual.view(count * outputs, -1)
+    total = torch.zeros((len(flat), features.shape[1]), dtype=torch.float64)
+    for rows in _row_blocks(features):
+        total.addmm_(flat[:, rows], torch.from_numpy(features[rows].astype(np.float64)))
+    return total.view(count, outputs, -1).transpose(1, 2)
+
+
+def _row_blocks(features: AnyFloats) -> list[slice]:
+    size = max(1, _FEATURE_BYTES // (8 * features.shape[1]))
+    return [slice(start, start + size) for start in range(0, len(features), size)]
+
+
+def _chunks(places: NDArray[np.intp], size: int) -> list[NDArray[np.intp]]:
+    size = max(1, size)
+    return [places[start : start + size] for start in range(0, len(places), size)]

@@ -1,0 +1,1 @@
+"""Tables and figures to one self-contained HTML page."""

@@ -1,0 +1,167 @@
+"""Who and what stands behind a page: models, data, runs, metrics, as rows to print."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from probekit.results.metrics import metric_facts
+from probekit.results.schema import LEVELS
+from probekit.results.table import ResultTable
+
+DIGEST_LETTERS = 12
+
+
+def model_rows(tables: Mapping[str, ResultTable]) -> list[dict[str, str]]:
+    """Return one row per trained model, and one per architecture for its random-init controls."""
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for table in tables.values():
+        facts = _facts(table, "models")
+        for name in table.trained:
+            own = _named(table, name) | dict(facts.get(name) or {})
+            rows.setdefault((name, str(own.get("weights", ""))), _model_row(name, own))
+        drawn: dict[str, list[str]] = {}
+        for name in table.controls:
+            own = _named(table, name) | dict(facts.get(name) or {})
+            drawn.setdefault(str(own.get("arch", "")), []).append(name)
+        for arch, names in drawn.items():
+            own = {**_named(table, names[0]), **(facts.get(names[0]) or {})}
+            label = ", ".join(names)
+            row = _model_row(label, own)
+            row |= {"weights": "", "checkpoint": "random init (control)", "coverage": "drawn, not loaded"}
+            rows.setdefault((label, arch), row)
+    return list(rows.values())
+
+
+def data_rows(tables: Mapping[str, ResultTable]) -> list[dict[str, Any]]:
+    """Return one row per data set: digest, counts by split, targets, what is known of pretraining."""
+    rows: dict[str, dict[str, Any]] = {}
+    for table in tables.values():
+        known = _facts(table, "data")
+        for name in [str(one) for one in table.frame["data"].unique() if one]:
+            facts = known.get(name) or {}
+            counts = facts.get("n") or {}
+            targets = [_target(title, one) for title, one in (facts.get("targets") or {}).items()]
+            rows.setdefault(
+                name,
+                {
+                    "name": name,
+                    "digest": str(facts.get("digest", ""))[:DIGEST_LETTERS],
+                    "counts": " / ".join(str(counts.get(role, "–")) for role in ("train", "val", "test")),
+                    "targets": targets[:8] + ([f"and {len(targets) - 8} more"] if len(targets) > 8 else []),
+                    "seen": str(facts.get("seen_in_pretraining", "unknown")),
+                    "skipped": str(facts.get("skipped", "–")),
+                },
+            )
+    return list(rows.values())
+
+
+def run_rows(tables: Mapping[str, ResultTable]) -> list[dict[str, Any]]:
+    """Return one entry per run: command, versions, seed, time and settings."""
+    rows: list[dict[str, Any]] = []
+    for table in tables.values():
+        shared = dict(table.provenance)
+        for part in shared.pop("runs", None) or [{}]:
+            run = {**shared, **part}
+            versions = {"probekit": run.get("probekit"), **(run.get("versions") or {})}
+            row = {
+                "run_id": str(run.get("run_id", "")),
+                "command": str(run.get("command", "")),
+                "created": str(run.get("created", "")),
+                "wall": _duration(run.get("wall_s")),
+                "seed": "" if run.get("seed") is None else str(run["seed"]),
+                "versions": ", ".join(f"{name} {value}" for name, value in versions.items() if value),
+                "settings": json.dumps(
+                    run.get("settings") or {}, indent=1, sort_keys=True, ensure_ascii=False
+                ),
+            }
+            if row not in rows:
+                rows.append(row)
+    return rows
+
+
+def metric_rows(tables: Mapping[str, ResultTable]) -> list[dict[str, str]]:
+    """Return how to read each metric that occurs."""
+    names = dict.fromkeys(name for table in tables.values() for name in table.metrics)
+    rows = []
+    for name in names:
+        facts = metric_facts(name)
+        direction = {True: "higher is better", False: "lower is better", None: ""}[facts.higher_is_better]
+        ends = [
+            f"from {facts.low:g}" if facts.low is not None else "",
+            f"to {facts.high:g}" if facts.high is not None else "",
+        ]
+        parts = [
+            direction,
+            " ".join(end for end in ends if end),
+            f"chance {facts.formula}" if facts.formula else "",
+        ]
+        rows.append(
+            {
+                "name": name,
+                "label": facts.label,
+                "reading": facts.reading,
+                "facts": "; ".join(filter(None, parts)),
+            }
+        )
+    return rows
+
+
+def level_rows(tables: Mapping[str, ResultTable]) -> list[dict[str, str]]:
+    """Return each architecture's shares of parameters and FLOPs by level."""
+    rows: dict[str, dict[str, str]] = {}
+    for table in tables.values():
+        models = _facts(table, "models")
+        for name, shares in _facts(table, "level_shares").items():
+            arch = str((models.get(name) or {}).get("arch", name))
+            if shares and arch not in rows:
+                rows[arch] = {"arch": arch} | {
+                    f"{level}_{what}": f"{share:.0%}".replace("%", " %") if share is not None else "–"
+                    for level in LEVELS
+                    for what in ("parameters", "flops")
+                    for share in [(shares.get(level) or {}).get(what)]
+                }
+    return list(rows.values())
+
+
+def _model_row(name: str, facts: Mapping[str, Any]) -> dict[str, str]:
+    parameters = facts.get("parameters")
+    branch = facts.get("branch")
+    checkpoint = str(facts.get("checkpoint") or "")
+    return {
+        "name": name,
+        "arch": str(facts.get("arch", "")),
+        "weights": str(facts.get("weights", ""))[:DIGEST_LETTERS],
+        "checkpoint": f"{checkpoint} ({branch})" if branch and checkpoint else checkpoint,
+        "coverage": str(facts.get("coverage", "")),
+        "preprocessing": str(facts.get("preprocessing_text", "")),
+        "parameters": f"{parameters / 1e6:.1f} M" if isinstance(parameters, int | float) else "",
+    }
+
+
+def _named(table: ResultTable, name: str) -> dict[str, Any]:
+    """Return what the rows themselves say of a model, for tables without provenance."""
+    rows = table.frame[table.frame["model"] == name]
+    return {"arch": rows["arch"].iloc[0], "weights": rows["weights"].iloc[0]} if len(rows) else {}
+
+
+def _target(name: str, facts: Mapping[str, Any]) -> str:
+    kind, count = str(facts.get("kind", "")), len(facts.get("classes") or [])
+    words = {"class": f"{count} classes", "multilabel": f"{count} labels"}.get(kind)
+    return f"{name} ({words or kind})" if words or kind else name
+
+
+def _facts(table: ResultTable, key: str) -> dict[str, Any]:
+    found = table.provenance.get(key)
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
+def _duration(seconds: Any) -> str:  # noqa: ANN401 - from provenance
+    if not isinstance(seconds, int | float):
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return (
+        f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+    )

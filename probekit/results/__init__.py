@@ -1,0 +1,1 @@
+"""Result tables: one schema, provenance, attachments, comparisons."""

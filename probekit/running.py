@@ -1,0 +1,207 @@
+"""Plan → verb → tables → figures → page; what is finished is found again, never computed twice."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from probekit.errors import InputError, near_names
+from probekit.figures import draw_probe, save_figures
+from probekit.plan import Plan, check_settings
+from probekit.reporting.page import write_page
+from probekit.results.table import ResultTable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+log = logging.getLogger(__name__)
+
+# Verb → module and function; the module is imported only when the verb runs.
+VERBS = {
+    "probe": "probekit.probes.sweep:probe",
+}
+# What says where and how to run, not what: kept out of plans, so that a plan runs on any machine.
+PLACES = ("store", "device", "jobs")
+# What a verb is shrunk to by ``smoke``: seconds on two cores, enough to see that all of it works.
+SMOKE: dict[str, dict[str, Any]] = {
+    "probe": {
+        "penalties": [1.0, 0.1, 0.01],
+        "permutations": 3,
+        "bootstrap_draws": 200,
+        "few_shot_draws": 2,
+        "shots": [1, 5],
+        "random": 1,
+    },
+}
+SMOKE_IMAGES = 120
+
+
+def execute(plan: Plan, out: str | Path | None, **places: Any) -> dict[str, ResultTable]:  # noqa: ANN401
+    """Run a plan and leave tables, figures and a page.
+
+    Writes ``plan.yaml``, ``tables/NAME/``, ``figures/NAME.svg|png`` and ``index.html`` under ``out``.
+    Features and finished cells are kept in the store: the same call after an interruption goes on.
+
+    Args:
+        plan: What to run.
+        out: Folder for the results; None writes nothing.
+        **places: ``store``, ``device``, ``jobs``: where and how, which no result depends on.
+
+    Returns:
+        Table name → table; empty for verbs that leave features only.
+
+    Raises:
+        InputError: If the plan names an unknown verb or setting, or objects of another process.
+    """
+    if plan.live:
+        raise InputError(
+            "a plan whose models and data can be opened by name",
+            f"live objects under {', '.join(plan.live)}",
+            "Call the verb in Python with these objects",
+        )
+    analysis = load_analysis(Path(plan.verb)) if plan.verb.endswith(".py") else None
+    given = {name: value for name, value in places.items() if value is not None}
+    if analysis is None:
+        verb = find_verb(plan.verb)
+        check_settings(verb, plan.settings, plan.verb)
+    folder = Path(out) if out is not None else None
+    if folder is not None:
+        plan.write(folder / "plan.yaml")
+    if analysis is not None:
+        tables: dict[str, ResultTable] = analysis.run(plan.having(**given))
+    else:
+        result = verb(**plan.settings, **given)
+        tables = {plan.verb: result} if isinstance(result, ResultTable) else {}
+    if folder is not None and tables:
+        command = f"probekit run {plan.verb if analysis is not None else 'plan.yaml'}"
+        for name, table in tables.items():
+            told = ResultTable(table.frame, {**table.provenance, "command": command}, table.attachments)
+            told.write(folder / "tables" / name)
+        # The page shows what is on disk, so that `probekit report` gives the same page.
+        redraw(folder)
+    return tables
+
+
+def draw(tables: Mapping[str, ResultTable]) -> dict[str, Figure]:
+    """Draw every figure that the tables of a verb support."""
+    figures: dict[str, Figure] = {}
+    for table in tables.values():
+        if table.provenance.get("analysis") == "probe":
+            figures |= draw_probe(table)
+    return figures
+
+
+def redraw(folder: Path) -> Path:
+    """Draw figures and page again from the tables in a results folder; needs no weights and no images.
+
+    Raises:
+        InputError: If there are no tables.
+    """
+    places = sorted(path.parent for path in (folder / "tables").glob("*/provenance.json"))
+    if not places:
+        raise InputError(
+            f"tables under {folder / 'tables'}", "none", "Name the --out folder of an earlier run"
+        )
+    tables = {place.name: ResultTable.read(place) for place in places}
+    plan = Plan.read(folder / "plan.yaml") if (folder / "plan.yaml").exists() else Plan("results")
+    question = None
+    if plan.verb.endswith(".py") and Path(plan.verb).is_file():
+        analysis = load_analysis(Path(plan.verb))
+        figures: dict[str, Figure] = analysis.draw(tables)
+        question = (analysis.__doc__ or "").strip().split("\n")[0]
+    else:
+        figures = draw(tables)
+    save_figures(figures, folder / "figures")
+    page = folder / "index.html"
+    write_page(tables, figures, page, title=Path(plan.verb).stem, question=question)
+    log.info("page: %s", page)
+    return page
+
+
+def foresee(plan: Plan, **places: Any) -> pd.DataFrame:  # noqa: ANN401
+    """Say what a plan would compute: images, taps, bytes and seconds of every model on every data set.
+
+    Loads the models and times one batch of each; computes nothing else and writes nothing.
+
+    Args:
+        plan: A plan with settings ``models`` and ``data``.
+        **places: ``device``; others are ignored.
+    """
+    from probekit.features.extraction import estimate
+    from probekit.probes.sweep import list_entries
+
+    settings = plan.settings
+    if "models" not in settings or "data" not in settings:
+        raise InputError("a plan with models and data", ", ".join(settings) or "none", "Run it instead")
+    sets = settings["data"] if isinstance(settings["data"], list) else [settings["data"]]
+    entries = list_entries(settings["models"], settings.get("random", 3))
+    taps = settings.get("taps", "stages")
+    rows = [
+        {"model": entry.name, **estimate(entry.model, data, taps, device=places.get("device"))}
+        for data in sets
+        for entry in entries
+    ]
+    return pd.DataFrame(rows)
+
+
+def shrink(plan: Plan) -> Plan:
+    """Return a plan that runs in seconds: fewer images, penalties, draws."""
+    if plan.verb.endswith(".py"):
+        smoke: Callable[[Plan], Plan] = load_analysis(Path(plan.verb)).smoke
+        return smoke(plan)
+    find_verb(plan.verb)
+    data = plan.settings.get("data", [])
+    limited = [_limited(one) for one in (data if isinstance(data, list) else [data])]
+    return plan.having(data=limited, **SMOKE[plan.verb])
+
+
+def _limited(data: Any) -> Any:  # noqa: ANN401 - words, or a live object's reference
+    return f"{data},limit={SMOKE_IMAGES}" if isinstance(data, str) and ",limit=" not in data else data
+
+
+def find_verb(name: str) -> Callable[..., Any]:
+    """Return the function of a verb.
+
+    Raises:
+        InputError: If there is no such verb.
+    """
+    if name not in VERBS:
+        raise InputError(
+            f"a verb among {', '.join(VERBS)}, or an analysis file",
+            repr(name),
+            f"The nearest is {near_names(name, VERBS, 1)}",
+        )
+    module, function = VERBS[name].split(":")
+    verb: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return verb
+
+
+def load_analysis(path: Path) -> ModuleType:
+    """Import an analysis file: a module with ``PLAN``, ``run``, ``draw`` and ``smoke``.
+
+    Raises:
+        InputError: If the file does not exist or lacks one of them.
+    """
+    if not path.is_file():
+        raise InputError("an analysis file", f"{path}, which does not exist", "Check the path")
+    name = f"analysis_{path.stem}"
+    found = importlib.util.spec_from_file_location(name, path)
+    if found is None or found.loader is None:
+        raise InputError("a Python file", str(path), "Name a file that ends in .py")
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module
+    found.loader.exec_module(module)
+    missing = [part for part in ("PLAN", "run", "draw", "smoke") if not hasattr(module, part)]
+    if missing:
+        raise InputError(
+            f"{', '.join(missing)} in {path}", "none", "CONTRIBUTING.md shows the form of an analysis"
+        )
+    return module

@@ -1,0 +1,267 @@
+"""Random-init controls: reproducible draws with open branches, batch-norm statistics of given images."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from probekit.backbones.backbone import Backbone
+from probekit.backbones.loading import load_backbone
+from probekit.backbones.reset import draw_random, random_control, recalibrate_batch_norm, switch_on
+from probekit.data.transforms import Preprocessing
+from probekit.errors import CheckpointError, InputError
+
+SMALL = Preprocessing(16, 16)
+
+
+def same(one, other):
+    return all(
+        torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "arch",
+    ["cifar_resnet20", "resnet10t", pytest.param("vit_tiny_patch16_224", marks=pytest.mark.slow)],
+)
+def test_draws_are_reproducible_and_leave_the_random_state(arch):
+    state = torch.get_rng_state()
+    first, _ = draw_random(arch, 3)
+    torch.rand(7)
+    again, _ = draw_random(arch, 3)
+    other, _ = draw_random(arch, 4)
+    torch.set_rng_state(state)
+    draw_random(arch, 3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same(first, again)
+    assert not same(first, other)
+    assert not first.training
+
+
+# Of timm's raw draws, the first leaves every bn2 at 0, the others every LayerScale at 1e-6 or 1e-5.
+@pytest.mark.parametrize(
+    ("arch", "gains"),
+    [
+        ("resnet10t", 4),
+        ("edgenext_xx_small", 15),
+        pytest.param("convnext_atto", 12, marks=pytest.mark.slow),
+        pytest.param("vit_small_patch14_dinov2", 24, marks=pytest.mark.slow),
+        pytest.param("cait_xxs24_224", 52, marks=pytest.mark.slow),
+    ],
+)
+def test_every_residual_branch_is_open_in_a_draw(arch, gains):
+    module, notes = draw_random(arch, 0, size=224)
+    assert f"{gains} residual gains set to 1" in notes[1]
+    assert switch_on(module) == []
+
+
+def test_a_block_of_a_draw_is_not_the_identity():
+    x = torch.rand(2, 24, 7, 7)
+    raw = timm.create_model("edgenext_xx_small").eval().stages[0].blocks[0]
+    drawn = draw_random("edgenext_xx_small", 0)[0].stages[0].blocks[0]
+    assert (raw(x) - x).abs().max() < 1e-4
+    assert (drawn(x) - x).abs().max() > 1e-2
+
+
+class Gains(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(4)
+        self.alpha = nn.Parameter(torch.zeros(()))
+        self.gamma = nn.Parameter(torch.full((4, 1, 1), 0.1))
+        self.scale = nn.Parameter(torch.full((4,), 0.5))
+        self.beta = nn.Parameter(torch.zeros(4))
+        self.bias_table = nn.Parameter(torch.zeros(3, 4))
+        self.fc = nn.Linear(4, 2)
+        nn.init.zeros_(self.norm.weight)
+        nn.init.zeros_(self.fc.weight)
+
+
+def test_only_gains_are_switched_on():
+    module = Gains()
+    assert switch_on(module) == ["alpha", "gamma", "norm.weight"]
+    assert module.alpha.item() == 1
+    assert not module.beta.any()
+    assert not module.bias_table.any()
+    assert not module.fc.weight.any()
+    assert module.scale[0].item() == 0.5
+
+
+def test_a_control_is_prepared_and_read_as_its_model():
+    backbone = load_backbone("cifar_resnet20:random@9,size=16")
+    control = random_control(backbone, "random@1", 1)
+    assert control.name == "random@1"
+    assert control.checkpoint.random_init
+    assert control.preprocessing == backbone.preprocessing
+    assert not control.has_head
+    assert same(control.module, load_backbone("cifar_resnet20:random@1").module)
+
+
+def trained():
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 2),
+    )
+    with torch.no_grad():
+        for one in module.state_dict().values():
+            if one.is_floating_point():
+                one.uniform_(0.5, 2.0)
+    return module
+
+
+def test_a_live_module_is_drawn_anew_in_every_layer():
+    module = trained()
+    backbone = Backbone.from_module(module, preprocessing=SMALL)
+    before = backbone.weights
+    one, again, other = (random_control(backbone, "random", seed) for seed in (0, 0, 1))
+    assert backbone.weights == before
+    assert same(one.module, again.module)
+    assert not same(one.module, other.module)
+    for name, value in one.module.named_parameters():
+        assert not torch.equal(value, dict(module.named_parameters())[name]), name
+    assert torch.equal(one.module[1].weight, torch.ones(4))
+    assert torch.equal(one.module[1].running_mean, torch.zeros(4))
+
+
+def test_a_live_vision_transformer_is_drawn_anew():
+    module = timm.models.vision_transformer.VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2, init_values=1e-5
+    )
+    with torch.no_grad():
+        for one in module.parameters():
+            one.uniform_(0.1, 1.0)
+    control = random_control(Backbone.from_module(module, preprocessing=SMALL), "random", 0)
+    drawn = dict(control.module.named_parameters())
+    assert drawn["blocks.0.ls1.gamma"][0].item() == 1
+    assert not any(torch.equal(one, drawn[name]) for name, one in module.named_parameters())
+
+
+class Learnt(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.rand(5, 4))
+        self.fc = nn.Linear(4, 2)
+
+
+def test_weights_that_no_layer_can_draw_are_refused():
+    with pytest.raises(CheckpointError, match=r"table.*file\.py:function"):
+        random_control(Backbone.from_module(Learnt(), preprocessing=SMALL), "random", 0)
+
+
+def test_a_function_that_loads_weights_is_no_random_draw(tmp_path):
+    file = tmp_path / "net.py"
+    torch.save(trained().state_dict(), tmp_path / "w.pth")
+    text = """
+import torch
+from torch import nn
+def fresh():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+                         nn.Flatten(), nn.Linear(4, 2))
+def loaded():
+    module = fresh()
+    module.load_state_dict(torch.load(PATH, weights_only=True))
+    return module
+"""
+    file.write_text(text.replace("PATH", repr(str(tmp_path / "w.pth"))))
+    draw_random(f"{file}:fresh", 0)
+    with pytest.raises(CheckpointError, match=r"stay the same, such as 0\.weight"):
+        draw_random(f"{file}:loaded", 0)
+
+
+def images(count=24, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return 3 * torch.rand(count, 3, 12, 12, generator=generator) - 1
+
+
+def test_the_first_layers_statistics_are_the_datas_own():
+    backbone = Backbone.from_module(trained(), preprocessing=SMALL)
+    data = images()
+    edited = recalibrate_batch_norm(backbone, data.split([10, 10, 4]), "noted")
+    values = backbone.module[0](data).double()
+    assert torch.allclose(edited.module[1].running_mean.double(), values.mean((0, 2, 3)), rtol=1e-6)
+    assert torch.allclose(edited.module[1].running_var.double(), values.var((0, 2, 3)), rtol=1e-5)
+    assert edited.checkpoint.notes[-1] == "noted"
+    assert edited.weights != backbone.weights
+
+
+def test_statistics_do_not_depend_on_order_and_torch_agrees():
+    backbone = load_backbone("cifar_resnet20:random@2")
+    before = backbone.weights
+    batches = list(torch.rand(12, 3, 16, 16, generator=torch.Generator().manual_seed(1)).split(4))
+    one = recalibrate_batch_norm(backbone, batches, "a").module.state_dict()
+    other = recalibrate_batch_norm(backbone, batches[::-1], "a").module.state_dict()
+    for name, value in one.items():
+        assert torch.allclose(value, other[name], rtol=1e-5, atol=1e-7), name
+    # torch's own cumulative average over equal batches has the same means.
+    theirs = copy.deepcopy(backbone.module)
+    for layer in theirs.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.reset_running_stats()
+            layer.momentum = None
+            layer.train()
+    with torch.no_grad():
+        for batch in batches:
+            theirs(batch)
+    for name, value in theirs.state_dict().items():
+        if name.endswith("running_mean"):
+            assert torch.allclose(value, one[name], rtol=1e-4, atol=1e-6), name
+    after = Backbone.from_module(backbone.module, preprocessing=backbone.preprocessing)
+    assert after.weights == before
+    assert not backbone.module.training
+
+
+def test_far_off_means_do_not_spoil_the_variance():
+    body = nn.Sequential(nn.BatchNorm2d(3))
+    data = images() * 1e-2 + 1e3
+    edited = recalibrate_batch_norm(Backbone.from_module(body, preprocessing=SMALL), data.split(6), "a")
+    truth = data.double().var((0, 2, 3))
+    assert torch.allclose(edited.module[0].running_var.double(), truth, rtol=1e-3)
+
+
+def test_a_lone_last_image_is_joined():
+    body = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(3))
+    backbone = Backbone.from_module(body, preprocessing=SMALL)
+    data = images(9)
+    edited = recalibrate_batch_norm(backbone, data.split(4), "a")
+    values = data.double().mean((2, 3))
+    assert torch.allclose(edited.module[2].running_mean.double(), values.mean(0), rtol=1e-5)
+    for batches in ([], [data[:1]]):
+        with pytest.raises(InputError, match="at least two images"):
+            recalibrate_batch_norm(backbone, batches, "a")
+    first_alone = recalibrate_batch_norm(backbone, [data[:1], data[1:]], "a")
+    assert torch.allclose(first_alone.module[2].running_mean, edited.module[2].running_mean, rtol=1e-5)
+
+
+def test_without_batch_norm_it_is_returned_itself():
+    backbone = Backbone.from_module(
+        nn.Sequential(nn.Conv2d(3, 2, 1), nn.GroupNorm(1, 2)), preprocessing=SMALL
+    )
+    assert recalibrate_batch_norm(backbone, iter([]), "a") is backbone
+
+
+def test_statistics_that_are_not_finite_are_refused():
+    backbone = Backbone.from_module(nn.Sequential(nn.BatchNorm2d(3)), preprocessing=SMALL)
+    with pytest.raises(CheckpointError, match="at 0"):
+        recalibrate_batch_norm(backbone, [torch.full((2, 3, 2, 2), torch.nan)], "a")
+
+
+def test_layers_never_called_keep_theirs_and_are_named():
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return self.used(self.used(x))
+
+    edited = recalibrate_batch_norm(Backbone.from_module(Half(), preprocessing=SMALL), [images()], "a")
+    assert "never called: unused" in edited.checkpoint.notes[-1]
+    assert torch.equal(edited.module.unused.running_mean, torch.zeros(3))

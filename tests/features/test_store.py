@@ -1,0 +1,120 @@
+"""Parts, journals and manifests of the feature store."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from probekit.errors import NonFiniteFeatures, StoreDamaged
+from probekit.features import store
+from probekit.features.store import PartWriter, TapFolder, open_store
+
+KEY = {"weights": "w", "index": "i"}
+ENGINE = {"threads": 1, "batch_size": 4}
+ROWS = np.arange(30, dtype=np.float32).reshape(10, 3)
+IDS = np.array([f"image {i}" for i in range(10)])
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TapFolder:
+    monkeypatch.setattr(store, "PART_BYTES", 4 * 3 * 4)  # one batch a part
+    index = pd.DataFrame({"id": IDS, "split": "train"})
+    place = open_store(tmp_path, KEY, ENGINE, index)
+    tap = TapFolder.of(place, "layer1|gap", "float32")
+    tap.declare({"tap": "layer1|gap", "axes": "N D", "shape": [3], "dtype": "float32"}, batch_size=4)
+    return tap
+
+
+def write(folder: TapFolder, stop: int = 10) -> None:
+    with PartWriter(folder, 10) as writer:
+        for start in range(writer.row, stop, 4):
+            writer.append(ROWS[start : start + 4], IDS[start : start + 4])
+
+
+def test_rows_come_back_in_order(folder: TapFolder):
+    write(folder)
+    values = folder.values(10)
+    assert values is not None
+    assert len(values.parts) == 3
+    assert (np.asarray(values) == ROWS).all()
+    assert (values.take(np.array([9, 0, 5])) == ROWS[[9, 0, 5]]).all()
+    assert [np.load(part.path).shape for part in values.parts] == [(4, 3), (4, 3), (2, 3)]
+
+
+def test_an_interrupted_part_leaves_no_trace_and_is_written_again(folder: TapFolder):
+    write(folder, stop=4)
+    with pytest.raises(KeyboardInterrupt), PartWriter(folder, 10) as writer:
+        writer.append(ROWS[4:6], IDS[4:6])
+        raise KeyboardInterrupt
+    assert folder.values(10) is None
+    assert folder.rows_done() == 4
+    write(folder)
+    assert (np.asarray(folder.values(10)) == ROWS).all()
+    assert sorted(path.name for path in folder.path.iterdir()) == [
+        "journal.jsonl",
+        "part-00000.npy",
+        "part-00001.npy",
+        "part-00002.npy",
+        "tap.json",
+    ]
+
+
+def test_a_part_without_its_journal_line_is_written_again(folder: TapFolder):
+    write(folder)
+    journal = folder.path / "journal.jsonl"
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:2]))
+    assert folder.rows_done() == 8
+    write(folder)
+    assert (np.asarray(folder.values(10)) == ROWS).all()
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
+def test_damaged_parts_are_never_used(folder: TapFolder, damage: str):
+    write(folder)
+    part = folder.path / "part-00001.npy"
+    data = bytearray(part.read_bytes())
+    if damage == "flip":
+        data[-1] ^= 1
+        part.write_bytes(data)
+        values = folder.values(10)
+        assert values is not None
+        with pytest.raises(StoreDamaged, match="part-00001"):
+            np.asarray(values)
+    else:
+        part.unlink() if damage == "delete" else part.write_bytes(data[:-4])
+        assert folder.values(10) is None
+        assert folder.rows_done() == 4
+
+
+@pytest.mark.parametrize(("value", "named"), [(np.nan, "NaN"), (np.inf, "infinity"), (1e5, "overflow")])
+def test_non_finite_rows_name_tap_and_image(tmp_path: Path, value: float, named: str):
+    place = open_store(tmp_path, KEY, ENGINE, pd.DataFrame({"id": IDS, "split": "train"}))
+    tap = TapFolder.of(place, "fc", "float16")
+    tap.declare({"tap": "fc", "axes": "N D", "shape": [3], "dtype": "float16"}, batch_size=4)
+    bad = ROWS[:4].copy()
+    bad[2, 1] = value
+    with pytest.raises(NonFiniteFeatures, match=f"{named}.*image 2"), PartWriter(tap, 10) as writer:
+        writer.append(bad, IDS[:4])
+
+
+def test_unknown_format_numbers_are_refused_by_name(folder: TapFolder):
+    path = folder.path / "tap.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 7'))
+    with pytest.raises(StoreDamaged, match="format 7"):
+        folder.facts()
+
+
+def test_a_directory_of_another_key_is_refused(tmp_path: Path):
+    index = pd.DataFrame({"id": IDS, "split": "train"})
+    place = open_store(tmp_path, KEY, ENGINE, index)
+    manifest = place / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"w"', '"v"'))
+    with pytest.raises(StoreDamaged, match="another key"):
+        open_store(tmp_path, KEY, ENGINE, index)
+
+
+def test_part_length_does_not_depend_on_other_taps(folder: TapFolder):
+    facts = folder.facts()
+    assert facts is not None
+    assert facts["part_rows"] == 4

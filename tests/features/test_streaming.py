@@ -1,0 +1,74 @@
+"""One pass, every tap, in order."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from probekit import stream
+from probekit.data.transforms import Preprocessing
+from probekit.errors import ImageUnreadable
+from probekit.features.streaming import pixel_batches
+from tests.features.conftest import images, small_backbone
+
+TAPS = ["3|gap", "1|gap", "5|raw"]
+
+
+def test_values_equal_a_hand_written_forward():
+    backbone, data = small_backbone(), images(10)
+    pixels = np.stack([data.pixels(i, backbone.preprocessing) for i in range(10)])
+    with torch.inference_mode():
+        x = backbone.prepare(torch.from_numpy(pixels))
+        bn = backbone.module[1](backbone.module[0](x))
+        three = backbone.module[3](torch.relu(bn))
+        five = backbone.module[5](torch.relu(three))
+    found = list(stream(backbone, data, TAPS, batch_size=10))
+    assert len(found) == 1
+    ids, values = found[0]
+    assert (ids == data.ids).all()
+    assert [str(tap) for tap in values] == TAPS
+    for value, expected in zip(values.values(), (three.mean((2, 3)), bn.mean((2, 3)), five), strict=True):
+        np.testing.assert_array_equal(value, expected.numpy())
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 50, 64])
+def test_ids_come_in_order_for_any_batch_size(batch_size: int):
+    data = images()
+    ids = np.concatenate([ids for ids, _ in stream(small_backbone(), data, "5", batch_size=batch_size)])
+    assert (ids == data.ids).all()
+
+
+def test_a_stream_can_start_in_the_middle():
+    data = images()
+    whole = np.concatenate(
+        [next(iter(v.values())) for _, v in stream(small_backbone(), data, "5", batch_size=8)]
+    )
+    rest = np.concatenate(
+        [next(iter(v.values())) for _, v in stream(small_backbone(), data, "5", batch_size=8, start=16)]
+    )
+    np.testing.assert_array_equal(whole[16:], rest)
+
+
+def test_leaving_early_removes_hooks():
+    backbone = small_backbone()
+    batches = stream(backbone, images(), "5", batch_size=8)
+    next(batches)
+    batches.close()
+    assert not any(module._forward_hooks for module in backbone.module.modules())
+
+
+def test_decoding_runs_ahead_and_fails_when_its_batch_is_due():
+    class Broken:
+        def read(self, index: int):
+            if index == 9:
+                raise ImageUnreadable("an image", "image 9", "Restore it")
+            return np.zeros((12, 12, 3), np.uint8)
+
+    from dataclasses import replace
+
+    data = replace(images(20), source=Broken())
+    batches = pixel_batches(data, Preprocessing(12, 12), batch_size=4)
+    assert [rows[0] for rows, _ in (next(batches), next(batches))] == [0, 4]
+    with pytest.raises(ImageUnreadable, match="image 9"):
+        next(batches)

@@ -1,0 +1,76 @@
+"""One cell: every probe of one tap."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from probekit import ResultTable
+from probekit.data.targets import Target
+from probekit.probes.cell import probe_tap
+from tests.probes.conftest import QUICK, features_of, gaussians, roles_of
+
+
+def table_of(values: np.ndarray, targets: dict[str, Target], width: int | None = 2) -> ResultTable:
+    return probe_tap(features_of(values, targets), targets, roles_of(len(values)), QUICK, width)
+
+
+def test_every_kind_of_target_has_its_metrics():
+    values, labels = gaussians()
+    targets = {
+        "x": Target(values[:, 0].astype(float), "continuous", ("x",)),
+        "class": Target(labels, "class", ("a", "b", "c")),
+        "tags": Target(values[:, :2] > 0, "multilabel", ("p", "q")),
+    }
+    table = table_of(values, targets)
+    found = {name: set(rows["metric"]) for name, rows in table.frame.groupby("target")}
+    assert found["x"] == {"r2"}
+    assert found["tags"] == {"mean_ap"}
+    assert found["class"] == {
+        "accuracy",
+        "balanced_accuracy",
+        "bits",
+        "calibration_error",
+        "accuracy_equal_d",
+        "knn_accuracy",
+        "few_shot_accuracy",
+        "class_recall",
+    }
+    assert list(dict.fromkeys(table.frame["target"])) == list(targets)
+    assert set(table.frame["status"]) == {"ok"}
+
+
+def test_equal_width_is_reached_by_principal_components():
+    values, labels = gaussians(distance=4.0)
+    frame = table_of(values, {"class": Target(labels, "class", ("a", "b", "c"))}, width=2).frame
+    row = frame[frame["metric"] == "accuracy_equal_d"].iloc[0]
+    assert row["d"] == 2
+    # Three centres span two dimensions, which the two leading components find.
+    assert row["value"] > 0.9
+
+
+def test_dead_channels_narrow_the_common_width():
+    values, labels = gaussians()
+    values[:, 1:] = 0
+    frame = table_of(values, {"class": Target(labels, "class", ("a", "b", "c"))}, width=3).frame
+    row = frame[frame["metric"] == "accuracy_equal_d"].iloc[0]
+    assert row["d"] == 1
+    assert row["value"] > row["null_high"]
+
+
+def test_features_that_do_not_vary_are_dead_not_scored():
+    labels = np.arange(80) % 2
+    table = table_of(np.ones((80, 3), np.float32), {"class": Target(labels, "class", ("a", "b"))})
+    assert len(table.frame) == 1
+    assert "dead" in table.frame["status"].iloc[0]
+    assert np.isnan(table.frame["value"].iloc[0])
+
+
+def test_a_cell_survives_the_disk(tmp_path: Path):
+    values, labels = gaussians(n=120)
+    table = table_of(values, {"class": Target(labels, "class", ("a", "b", "c"))})
+    table.write(tmp_path / "cell")
+    again = ResultTable.read(tmp_path / "cell")
+    assert again.frame.equals(table.frame)
+    assert set(again.attachments) == {"scores/class.parquet", "probes/class.npz"}

@@ -1,0 +1,60 @@
+"""Plans, analyses and smoke runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from probekit import Plan
+from probekit.errors import InputError
+from probekit.plan import live_reference
+from probekit.running import execute, load_analysis, shrink
+
+ANALYSES = sorted(Path("analyses").glob("[a-z]*.py"))
+
+
+def test_unknown_verbs_and_settings_are_refused_before_anything_is_written(tmp_path: Path):
+    with pytest.raises(InputError, match="nearest is probe"):
+        execute(Plan("prob", {}), tmp_path / "out")
+    with pytest.raises(InputError, match="nearest are taps"):
+        execute(Plan("probe", {"models": "a:random", "data": "digits", "tap": "x"}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_of_live_objects_is_refused_by_name():
+    plan = Plan("probe", {"models": [live_reference("backbone", "mine", "0")], "data": "digits"})
+    with pytest.raises(InputError, match="models"):
+        execute(plan, None)
+
+
+def test_smoke_shrinks_every_data_set():
+    plan = shrink(Plan("probe", {"models": ["a:random"], "data": ["digits", "x.npz,limit=5"]}))
+    assert plan.settings["data"] == ["digits,limit=120", "x.npz,limit=5"]
+    assert plan.settings["permutations"] == 3
+
+
+@pytest.mark.parametrize("path", ANALYSES, ids=lambda path: path.stem)
+def test_every_analysis_asks_a_question_and_says_what_would_falsify_it(path: Path):
+    module = load_analysis(path)
+    text = module.__doc__
+    assert text.split("\n")[0].split(".")[0].count("?") == 1
+    for part in ("Source:", "Command:", "Minutes:", "Expected:", "Would falsify it:"):
+        assert part in text, part
+    assert module.PLAN.verb == str(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ANALYSES, ids=lambda path: path.stem)
+def test_every_analysis_runs_in_seconds_when_shrunk(path: Path, tmp_path: Path):
+    plan = load_analysis(path).PLAN
+    execute(shrink(plan), tmp_path)
+    assert (tmp_path / "index.html").exists()
+    assert list((tmp_path / "figures").glob("*.png"))
+
+
+def test_an_incomplete_analysis_file_is_refused(tmp_path: Path):
+    path = tmp_path / "half.py"
+    path.write_text("PLAN = None\n")
+    with pytest.raises(InputError, match="run, draw, smoke"):
+        load_analysis(path)
