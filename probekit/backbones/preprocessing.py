@@ -12,6 +12,8 @@ from probekit.errors import InputError
 
 # What most ImageNet training ends with; assumed where nothing better is known, and said so.
 ASSUMED = Preprocessing(size=224, resize=256)
+# The keys of the model grammar that say how images are prepared.
+STATED = ("size", "resize", "mean", "std", "interpolation")
 
 
 def read_settings(settings: Mapping[str, Any]) -> tuple[Preprocessing, tuple[str, ...]]:
@@ -53,13 +55,15 @@ def read_settings(settings: Mapping[str, Any]) -> tuple[Preprocessing, tuple[str
 
 
 def adjust(base: Preprocessing, keys: Mapping[str, Any]) -> Preprocessing:
-    """Apply the keys size, mean, std and interpolation; ``size`` scales the resize by the same ratio.
+    """Apply the keys size, resize, mean, std and interpolation.
+
+    ``size`` alone scales the resize by the same ratio.
 
     Examples:
         >>> print(adjust(ASSUMED, {"size": 112}))
         resize 128 bicubic, crop 112, mean 0.485/0.456/0.406, std 0.229/0.224/0.225
     """
-    given = {key: keys[key] for key in ("size", "mean", "std", "interpolation") if key in keys}
-    if "size" in given:
+    given = {key: keys[key] for key in STATED if key in keys}
+    if "size" in given and "resize" not in given:
         given["resize"] = max(given["size"], round(base.resize * given["size"] / base.size))
     return replace(base, **given)

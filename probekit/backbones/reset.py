@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from probekit.backbones.architectures import build, classifier_paths, seeded
 from probekit.backbones.backbone import Backbone, copy_module
 from probekit.backbones.checkpoint import Checkpoint
 from probekit.backbones.spec import function_parts, parse_model
-from probekit.errors import CheckpointError, InputError
+from probekit.errors import CheckpointError
 
 STREAM = "random init"
 # Gains of residual branches by name: LayerScale, ConvNeXt, CaiT, ResMLP, PoolFormer, NFNet, ReZero, SkipInit.
@@ -25,40 +23,6 @@ GAIN = re.compile(
 SMALL = 0.1 + 1e-6
 
 
-@dataclass
-class Moments:
-    """Mean and variance of the inputs of one batch-norm layer, by channel, in float64.
-
-    Attributes:
-        count: Values behind each channel.
-        mean: (D,) their mean.
-        deviation: (D,) their summed squared deviation from it.
-    """
-
-    count: int
-    mean: torch.Tensor
-    deviation: torch.Tensor
-
-    @classmethod
-    def of(cls, values: torch.Tensor) -> Moments:
-        """Take them from an activation (N, D, …)."""
-        values = values.detach()
-        if values.dtype != torch.float64:
-            values = values.float()
-        axes = [axis for axis in range(values.dim()) if axis != 1]
-        variance, mean = torch.var_mean(values, dim=axes, correction=0)
-        count = values.numel() // values.shape[1]
-        return cls(count, mean.cpu().double(), variance.cpu().double() * count)
-
-    def __add__(self, other: Moments) -> Moments:
-        """Merge two samples. Source: Chan, Golub & LeVeque (1983), equation 2.1."""
-        count = self.count + other.count
-        gap = other.mean - self.mean
-        # M = M₁ + M₂ + δ²·n₁·n₂/n
-        deviation = self.deviation + other.deviation + gap.square() * (self.count * other.count / count)
-        return Moments(count, self.mean + gap * (other.count / count), deviation)
-
-
 def draw_random(
     arch: str | nn.Module, seed: int, *, size: int | None = None
 ) -> tuple[nn.Module, tuple[str, ...]]:
@@ -66,7 +30,7 @@ def draw_random(
 
     It is the raw initial draw, except that gains which training starts at or near zero (the last batch norm
     of timm's residual blocks, LayerScale, SkipInit) are set to 1: else every residual branch would be off.
-    Batch-norm statistics are those of no data; see ``recalibrate_batch_norm``.
+    Batch-norm statistics are those of no data; see ``batch_norm.recalibrate_batch_norm``.
 
     Args:
         arch: An architecture in the words of the grammar, or a module, which is copied and each of whose
@@ -130,56 +94,6 @@ def random_control(backbone: Backbone, name: str, seed: int) -> Backbone:
         spec=None,
         cache={},
     )
-
-
-def recalibrate_batch_norm(backbone: Backbone, batches: Iterable[torch.Tensor], note: str) -> Backbone:
-    """Return a copy whose batch-norm statistics are those of given images.
-
-    Batches go forward with each batch norm normalising by the batch at hand, all else in eval mode; the mean
-    and variance of every layer's inputs over all images become its running statistics. They do not depend on
-    the order of the batches beyond rounding.
-
-    Args:
-        backbone: Left as it is; returned itself if it has no batch norm with running statistics.
-        batches: Prepared images (N, 3, H, W); a last batch of one image is joined to the one before.
-        note: What the checkpoint report says of it.
-
-    Raises:
-        InputError: If there are fewer than two images.
-        CheckpointError: If a statistic is not finite.
-    """
-    module = copy_module(backbone.module)
-    layers = {
-        name: one
-        for name, one in module.named_modules()
-        if isinstance(one, _BatchNorm) and one.running_mean is not None
-    }
-    if not layers:
-        return backbone
-    found: dict[str, Moments] = {}
-
-    def gather(name: str, values: torch.Tensor) -> None:
-        moments = Moments.of(values)
-        found[name] = found[name] + moments if name in found else moments
-
-    handles = [
-        layer.register_forward_pre_hook(lambda _layer, inputs, name=name: gather(name, inputs[0]))
-        for name, layer in layers.items()
-    ]
-    try:
-        for layer in layers.values():
-            layer.training = True  # its own flag only: a dropout inside it stays off
-        with torch.no_grad():
-            for batch in _pairs_at_least(batches):
-                module(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    _store(layers, found)
-    silent = [name for name in layers if name not in found]
-    if silent:
-        note += f"; left as they were, since never called: {', '.join(silent[:3])}"
-    return backbone.edited(module.eval(), note)
 
 
 def switch_on(module: nn.Module) -> list[str]:
@@ -253,39 +167,3 @@ def _check_drawn(one: nn.Module, other: nn.Module, name: str) -> None:
             f"{len(same)} that stay the same, such as {', '.join(same[:3])}",
             "Give a function that builds the architecture without loading weights: file.py:function",
         )
-
-
-def _pairs_at_least(batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """Yield the batches, a lone image joined to the batch before it: one value has no variance."""
-    held: torch.Tensor | None = None
-    for batch in batches:
-        if held is None or len(batch) == 1 or len(held) == 1:
-            held = batch if held is None else torch.cat([held, batch])
-            continue
-        yield held
-        held = batch
-    if held is None or len(held) < 2:
-        raise InputError(
-            "at least two images to estimate batch-norm statistics",
-            "none" if held is None else str(len(held)),
-            "Use a larger training split",
-        )
-    yield held
-
-
-def _store(layers: Mapping[str, _BatchNorm], found: Mapping[str, Moments]) -> None:
-    for name, moments in found.items():
-        layer = layers[name]
-        # Unbiased, as torch keeps it: M / (n − 1)
-        variance = moments.deviation / max(1, moments.count - 1)
-        if not (torch.isfinite(moments.mean).all() and torch.isfinite(variance).all()):
-            raise CheckpointError(
-                "finite batch-norm statistics",
-                f"NaN or infinity at {name}",
-                "Check the images and the backbone",
-            )
-        for buffer, value in ((layer.running_mean, moments.mean), (layer.running_var, variance)):
-            if buffer is not None:
-                buffer.copy_(value)
-        if layer.num_batches_tracked is not None:
-            layer.num_batches_tracked.fill_(1)  # one average over all images, whatever the batches were

@@ -34,8 +34,8 @@ class ModelSpec:
         arch: A timm name, one of ours, ``auto``, ``file.py:function`` or ``package.module.function``.
         checkpoint: A path, or one of the words ``random``, ``random@SEED``, ``pretrained``, ``bundled``,
             ``wheel``.
-        keys: Those given of branch (text), size (pixels), mean and std (three numbers), interpolation
-            (text) and levels (block path → level).
+        keys: Those given of branch (text), size and resize (pixels), mean and std (three numbers),
+            interpolation (text) and levels (block path → level).
 
     Raises:
         InputError: If a field has no meaning.
@@ -282,6 +282,7 @@ def _read_levels(key: str, value: Any) -> dict[str, str]:  # noqa: ANN401 - as t
 READ_KEY: dict[str, Callable[[str, Any], Any]] = {
     "branch": _read_branch,
     "size": _read_size,
+    "resize": _read_size,
     "mean": _read_triple,
     "std": _read_triple,
     "interpolation": _read_interpolation,

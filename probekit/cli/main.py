@@ -14,6 +14,8 @@ from probekit.cli.layers import layers
 from probekit.cli.probe import probe
 from probekit.cli.report import report
 from probekit.cli.run import run
+from probekit.cli.unfold import unfold
+from probekit.cli.verify import verify
 from probekit.errors import ProbekitError
 from probekit.version import __version__
 
@@ -25,7 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help="What does each layer of a pretrained vision backbone know, and what of it transfers?",
 )
-for verb in (layers, extract, probe, report, run, demo):
+for verb in (layers, verify, unfold, extract, probe, report, run, demo):
     app.command()(verb)
 
 

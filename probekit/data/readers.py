@@ -51,6 +51,7 @@ _COMMON_KEYS = (
     "name",
     "split",
     "role",
+    "divide",
     "target",
     "seed",
     "limit",
@@ -87,6 +88,7 @@ def open_images(
     name: str | None = None,
     split: str | None = None,
     role: str | None = None,
+    divide: bool = True,
     target: str | Sequence[str] | None = None,
     seed: int = 0,
     skip_unreadable: bool = False,
@@ -100,6 +102,7 @@ def open_images(
         name: Short name used in tables; by default that of the file or folder, or the word.
         split: Keep this split only, after splits are completed.
         role: Give every image this split, instead of dividing data that name no splits.
+        divide: Whether to divide data that name no splits; else all of them are ``test``.
         target: Targets to keep, in order, the first being the default: ``COLUMN[+COLUMN…][:KIND]``, several
             by commas or as a list. KIND is ``class``, ``multilabel`` or ``continuous``.
         seed: Seed of splits and limits; for ``shapeworld`` also of the images.
@@ -118,7 +121,7 @@ def open_images(
         ImageSet 'digits': 100 train, 100 test; class (10 classes)
     """
     given = {"name": name, "split": split, "role": role, "target": target, "limit": limit}
-    given["seen_in_pretraining"] = seen_in_pretraining
+    given |= {"seen_in_pretraining": seen_in_pretraining, "divide": None if divide else False}
     if isinstance(data, ImageSet):
         if any(value is not None for value in given.values()):
             raise InputError(
@@ -222,6 +225,8 @@ def _roles(listing: Listing, spec: DataSpec, labels: NDArray[np.int64] | None, s
                 "role= for data that name no splits", f"splits of their own in {spec.source}", "Use split="
             )
         return [role] * len(listing.ids)
+    if spec.choice("divide", ("yes", "no")) == "no" and not any(listing.roles):
+        return ["test"] * len(listing.ids)
     return complete_roles(listing.roles, labels, seed)
 
 

@@ -27,8 +27,9 @@ from probekit.data.images import ImageSet
 from probekit.data.readers import open_images
 from probekit.errors import InputError, LayoutUnknown, StoreDamaged, StoreTooBig
 from probekit.features.features import Features
+from probekit.features.statistics import RECALIBRATION_IMAGES, recalibrated
 from probekit.features.store import PartWriter, TapFolder, open_store, read_facts
-from probekit.features.streaming import BATCH_SIZE, pixel_batches, stream
+from probekit.features.streaming import BATCH_SIZE, stream
 from probekit.files import cache_folder, digest_file, digest_json, file_identity, read_json, write_json
 from probekit.progress import progress_bar
 from probekit.version import __version__
@@ -41,8 +42,6 @@ log = logging.getLogger(__name__)
 
 STORED = ("float32", "float16")
 MEMO_FORMAT = 2
-# Enough for stable batch-norm statistics (relative error of a variance ≈ √(2/n) per position), and quick.
-RECALIBRATION_IMAGES = 2048
 
 
 def extract(
@@ -135,26 +134,6 @@ def estimate(
         "size_bytes": sum(widths) * np.dtype(dtype).itemsize * len(images),
         "forward_s": round(seconds, 1),
     }
-
-
-def recalibrated(backbone: Backbone, images: ImageSet) -> Backbone:
-    """Return a copy whose batch-norm statistics come from at most 2,048 images of the training split.
-
-    The first images of the split are taken, spread evenly over it.
-    """
-    import torch
-
-    from probekit.backbones.reset import recalibrate_batch_norm
-
-    train = images.indices("train")
-    chosen = train[np.unique(np.linspace(0, len(train) - 1, RECALIBRATION_IMAGES).astype(int))]
-    subset = images.select(chosen)
-    batches = (
-        backbone.prepare(torch.from_numpy(pixels).to(backbone.device))
-        for _, pixels in pixel_batches(subset, backbone.preprocessing, batch_size=BATCH_SIZE)
-    )
-    note = f"batch-norm statistics of {len(subset)} training images of {images.name} ({images.digest[:12]})"
-    return recalibrate_batch_norm(backbone, batches, note)
 
 
 def _compute(

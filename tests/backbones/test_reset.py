@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import timm
 import torch
@@ -11,9 +9,9 @@ from torch import nn
 
 from probekit.backbones.backbone import Backbone
 from probekit.backbones.loading import load_backbone
-from probekit.backbones.reset import draw_random, random_control, recalibrate_batch_norm, switch_on
+from probekit.backbones.reset import draw_random, random_control, switch_on
 from probekit.data.transforms import Preprocessing
-from probekit.errors import CheckpointError, InputError
+from probekit.errors import CheckpointError
 
 SMALL = Preprocessing(16, 16)
 
@@ -174,94 +172,3 @@ def loaded():
     draw_random(f"{file}:fresh", 0)
     with pytest.raises(CheckpointError, match=r"stay the same, such as 0\.weight"):
         draw_random(f"{file}:loaded", 0)
-
-
-def images(count=24, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return 3 * torch.rand(count, 3, 12, 12, generator=generator) - 1
-
-
-def test_the_first_layers_statistics_are_the_datas_own():
-    backbone = Backbone.from_module(trained(), preprocessing=SMALL)
-    data = images()
-    edited = recalibrate_batch_norm(backbone, data.split([10, 10, 4]), "noted")
-    values = backbone.module[0](data).double()
-    assert torch.allclose(edited.module[1].running_mean.double(), values.mean((0, 2, 3)), rtol=1e-6)
-    assert torch.allclose(edited.module[1].running_var.double(), values.var((0, 2, 3)), rtol=1e-5)
-    assert edited.checkpoint.notes[-1] == "noted"
-    assert edited.weights != backbone.weights
-
-
-def test_statistics_do_not_depend_on_order_and_torch_agrees():
-    backbone = load_backbone("cifar_resnet20:random@2")
-    before = backbone.weights
-    batches = list(torch.rand(12, 3, 16, 16, generator=torch.Generator().manual_seed(1)).split(4))
-    one = recalibrate_batch_norm(backbone, batches, "a").module.state_dict()
-    other = recalibrate_batch_norm(backbone, batches[::-1], "a").module.state_dict()
-    for name, value in one.items():
-        assert torch.allclose(value, other[name], rtol=1e-5, atol=1e-7), name
-    # torch's own cumulative average over equal batches has the same means.
-    theirs = copy.deepcopy(backbone.module)
-    for layer in theirs.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.reset_running_stats()
-            layer.momentum = None
-            layer.train()
-    with torch.no_grad():
-        for batch in batches:
-            theirs(batch)
-    for name, value in theirs.state_dict().items():
-        if name.endswith("running_mean"):
-            assert torch.allclose(value, one[name], rtol=1e-4, atol=1e-6), name
-    after = Backbone.from_module(backbone.module, preprocessing=backbone.preprocessing)
-    assert after.weights == before
-    assert not backbone.module.training
-
-
-def test_far_off_means_do_not_spoil_the_variance():
-    body = nn.Sequential(nn.BatchNorm2d(3))
-    data = images() * 1e-2 + 1e3
-    edited = recalibrate_batch_norm(Backbone.from_module(body, preprocessing=SMALL), data.split(6), "a")
-    truth = data.double().var((0, 2, 3))
-    assert torch.allclose(edited.module[0].running_var.double(), truth, rtol=1e-3)
-
-
-def test_a_lone_last_image_is_joined():
-    body = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(3))
-    backbone = Backbone.from_module(body, preprocessing=SMALL)
-    data = images(9)
-    edited = recalibrate_batch_norm(backbone, data.split(4), "a")
-    values = data.double().mean((2, 3))
-    assert torch.allclose(edited.module[2].running_mean.double(), values.mean(0), rtol=1e-5)
-    for batches in ([], [data[:1]]):
-        with pytest.raises(InputError, match="at least two images"):
-            recalibrate_batch_norm(backbone, batches, "a")
-    first_alone = recalibrate_batch_norm(backbone, [data[:1], data[1:]], "a")
-    assert torch.allclose(first_alone.module[2].running_mean, edited.module[2].running_mean, rtol=1e-5)
-
-
-def test_without_batch_norm_it_is_returned_itself():
-    backbone = Backbone.from_module(
-        nn.Sequential(nn.Conv2d(3, 2, 1), nn.GroupNorm(1, 2)), preprocessing=SMALL
-    )
-    assert recalibrate_batch_norm(backbone, iter([]), "a") is backbone
-
-
-def test_statistics_that_are_not_finite_are_refused():
-    backbone = Backbone.from_module(nn.Sequential(nn.BatchNorm2d(3)), preprocessing=SMALL)
-    with pytest.raises(CheckpointError, match="at 0"):
-        recalibrate_batch_norm(backbone, [torch.full((2, 3, 2, 2), torch.nan)], "a")
-
-
-def test_layers_never_called_keep_theirs_and_are_named():
-    class Half(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.used, self.unused = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
-
-        def forward(self, x):
-            return self.used(self.used(x))
-
-    edited = recalibrate_batch_norm(Backbone.from_module(Half(), preprocessing=SMALL), [images()], "a")
-    assert "never called: unused" in edited.checkpoint.notes[-1]
-    assert torch.equal(edited.module.unused.running_mean, torch.zeros(3))

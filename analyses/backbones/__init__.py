@@ -1,0 +1,1 @@
+"""Backbones that timm lacks, each a function that returns an nn.Module, for ``file.py:function``."""

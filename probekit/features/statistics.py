@@ -1,0 +1,141 @@
+"""Batch-norm statistics of a data set: for random-init controls, and for networks that had theirs folded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from probekit.data.images import ImageSet
+from probekit.data.readers import open_images
+from probekit.errors import CheckpointError, InputError
+from probekit.features.streaming import BATCH_SIZE, pixel_batches
+from probekit.files import replacing
+
+if TYPE_CHECKING:
+    import torch
+
+    from probekit.backbones.backbone import Backbone
+    from probekit.backbones.spec import ModelSpec
+
+log = logging.getLogger(__name__)
+
+# Enough for means and variances to settle.
+RECALIBRATION_IMAGES = 2048
+# How far the outputs of an unfolded network may be from those before, relative to their size.
+UNCHANGED = 1e-5
+
+
+def unfold(
+    model: str | ModelSpec | Backbone, data: str | ImageSet, out: str | Path, *, device: str | None = None
+) -> dict[str, Any]:
+    """Write a checkpoint whose folded batch norm has the statistics of images, and computes the same.
+
+    The file is loaded by the same architecture. Its function in eval mode is compared with the old one on the
+    images, and refused if it moved by more than 1e-5.
+
+    Args:
+        model: A model in words, or a backbone.
+        data: Images in words, or an ImageSet; at most 2,048 of the training split are used.
+        out: Where the weights are written, as safetensors.
+        device: Where it runs; None is the CPU.
+
+    Returns:
+        ``path``, ``layers`` (how many were unfolded), ``images``, ``relative_change`` (of the outputs).
+
+    Raises:
+        InputError: If ``out`` does not end in .safetensors, the batch norm is not folded, or images are few.
+        CheckpointError: If the outputs change.
+    """
+    from safetensors.torch import save_file
+
+    from probekit.backbones.backbone import Backbone
+    from probekit.backbones.batch_norm import tracking_layers
+    from probekit.backbones.loading import load_backbone
+
+    path = Path(out)
+    if path.suffix != ".safetensors":
+        raise InputError("a file that ends in .safetensors", repr(str(out)), "Name it weights.safetensors")
+    backbone = model if isinstance(model, Backbone) else load_backbone(model, device=device or "cpu")
+    images = open_images(data)
+    edited = unfolded(backbone, images)
+    subset, _ = _statistics_images(images)
+    change = _relative_change(backbone, edited, next(_prepared(backbone, subset)))
+    if not change <= UNCHANGED:
+        raise CheckpointError(
+            f"outputs that stay within {UNCHANGED:g} of what they were",
+            f"a relative change of {change:.2g}",
+            "Use images of another kind: channels that are almost constant on these lose precision",
+        )
+    with replacing(path) as temporary:
+        save_file({name: one.contiguous() for name, one in edited.module.state_dict().items()}, temporary)
+    return {
+        "path": str(path),
+        "layers": len(tracking_layers(edited.module)),
+        "images": len(subset),
+        "relative_change": change,
+    }
+
+
+def recalibrated(backbone: Backbone, images: ImageSet) -> Backbone:
+    """Return a copy whose batch-norm statistics come from at most 2,048 images of the training split.
+
+    The first images of the split are taken, spread evenly over it.
+    """
+    from probekit.backbones.batch_norm import recalibrate_batch_norm
+
+    subset, source = _statistics_images(images)
+    return recalibrate_batch_norm(backbone, _prepared(backbone, subset), f"batch-norm statistics of {source}")
+
+
+def unfolded(backbone: Backbone, images: ImageSet) -> Backbone:
+    """Return a copy whose folded batch norm has the statistics of at most 2,048 training images.
+
+    Its function in eval mode stays what it was. The images are those that ``recalibrated`` takes.
+
+    Raises:
+        InputError: If the batch norm is not folded, or the training split has fewer than two images.
+    """
+    from probekit.backbones.batch_norm import unfold_batch_norm
+
+    subset, source = _statistics_images(images)
+    return unfold_batch_norm(
+        backbone, _prepared(backbone, subset), f"batch norm unfolded, statistics of {source}"
+    )
+
+
+def _statistics_images(images: ImageSet) -> tuple[ImageSet, str]:
+    """Return the training images that batch-norm statistics come from, and what to call them."""
+    train = images.indices("train")
+    if len(train) < 2:
+        raise InputError(
+            "at least two training images to estimate batch-norm statistics",
+            f"{len(train)} in {images.name}",
+            "Give a training split",
+        )
+    chosen = train[np.unique(np.linspace(0, len(train) - 1, RECALIBRATION_IMAGES).astype(int))]
+    subset = images.select(chosen)
+    return subset, f"{len(subset)} training images of {images.name} ({images.digest[:12]})"
+
+
+def _prepared(backbone: Backbone, images: ImageSet) -> Iterator[torch.Tensor]:
+    import torch
+
+    for _, pixels in pixel_batches(images, backbone.preprocessing, batch_size=BATCH_SIZE):
+        yield backbone.prepare(torch.from_numpy(pixels).to(backbone.device))
+
+
+def _relative_change(one: Backbone, other: Backbone, batch: torch.Tensor) -> float:
+    """Return ‖difference‖ / ‖output‖ over one batch."""
+    import torch
+
+    with torch.inference_mode():
+        before, after = one.module(batch), other.module(batch)
+    if not isinstance(before, torch.Tensor):
+        raise InputError(
+            "a network that returns one tensor", type(before).__name__, "Give a function that returns one"
+        )
+    return float((after - before).norm() / before.norm())
