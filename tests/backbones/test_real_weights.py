@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from probekit.backbones.checkpoint import find_state_dicts, open_checkpoint
+from probekit.backbones.checkpoint import open_checkpoint
 from probekit.backbones.formats import load_weights
 from probekit.backbones.loading import find_wheel, load_backbone
 from probekit.errors import CheckpointCoverage
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.weights
 HANDFUL = 24
@@ -87,27 +88,13 @@ def test_the_wheel_is_recognised_and_its_order_plays_no_part():
         assert torch.equal(value, backbone.module.state_dict()[name]), name
 
 
-QAT = """
-import timm
-def build():
-    return timm.create_model("mobilenetv2_100", pad_type="same")
-"""
+SAME = f"{ROOT / 'analyses' / 'backbones' / 'mobilenet_v2.py'}:mobilenet_v2_same"
 
 
-@pytest.fixture
-def qat(tmp_path):
-    file = tmp_path / "qat.py"
-    file.write_text(QAT)
-    return f"{file}:build"
-
-
-HALF = "mean=0.5/0.5/0.5,std=0.5/0.5/0.5,interpolation=bicubic"
-
-
-def test_half_precision_weights_with_a_background_class_classify(shared_data, imagenet, qat):
+def test_half_precision_weights_with_a_background_class_classify(shared_data, imagenet):
     images, labels = imagenet
     path = shared_data / "checkpoints" / "imagenet_mobilenetv2_100_qat_fp16.pth"
-    backbone = load_backbone(f"{qat}:{path},{HALF}")
+    backbone = load_backbone(f"{SAME}:{path}")
     assert backbone.module.classifier.out_features == 1001
     assert backbone.has_head
     assert backbone.module.conv_stem.weight.dtype == torch.float32
@@ -115,55 +102,12 @@ def test_half_precision_weights_with_a_background_class_classify(shared_data, im
     assert (predict(backbone, images) == labels + 1).mean() >= 0.7
 
 
-def test_the_same_body_with_another_number_of_classes(shared_data, qat):
+def test_the_same_body_with_another_number_of_classes(shared_data):
     path = shared_data / "checkpoints" / "inat_birds_mobilenetv2_100_qat_fp16.pth"
-    backbone = load_backbone(f"{qat}:{path},{HALF}")
+    backbone = load_backbone(f"{SAME}:{path}")
     assert backbone.module.classifier.out_features == 965
     assert backbone.has_head
     assert backbone.classifier == "classifier"
-
-
-def skeleton(tensors, prefix=""):
-    """A module that holds entries of given names and shapes, and computes nothing."""
-    root = nn.Module()
-    for name, tensor in tensors.items():
-        if not name.startswith(prefix):
-            continue
-        *path, leaf = name[len(prefix) :].split(".")
-        module = root
-        for word in path:
-            if word not in dict(module.named_children()):
-                module.add_module(word, nn.Module())
-            module = module.get_submodule(word)
-        if leaf in {"weight", "bias"}:
-            module.register_parameter(leaf, nn.Parameter(torch.zeros_like(tensor)))
-        else:
-            module.register_buffer(leaf, torch.zeros_like(tensor))
-    return root
-
-
-@pytest.mark.parametrize(
-    ("plain", "inside", "prefix"),
-    [
-        ("imagenet_mobilenetv1_025", "widerface_retinaface_mobilenetv1_025", "body."),
-        ("shufflenetv2_05_backbone", "coco_fastestdet_shufflenetv2_05", "backbone."),
-    ],
-)
-def test_a_backbone_is_found_within_a_detector(shared_data, plain, inside, prefix):
-    first, second = (open_checkpoint(shared_data / "checkpoints" / f"{name}.pth") for name in (plain, inside))
-    tensors = {
-        name: one for name, one in find_state_dicts(first)[0].tensors.items() if not name.startswith("fc.")
-    }
-    module = skeleton(tensors)
-    load_weights(module, first, source=plain)
-    for name, value in module.state_dict().items():
-        assert torch.equal(value, tensors[name])
-    report, has_head = load_weights(module, second, source=inside)
-    assert report.prefix == prefix
-    assert not has_head
-    assert report.unexpected
-    for name, value in module.state_dict().items():
-        assert torch.equal(value, find_state_dicts(second)[0].tensors[prefix + name])
 
 
 def test_an_encoder_is_found_within_an_autoencoder(shared_data):
