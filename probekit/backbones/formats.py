@@ -15,7 +15,7 @@ from torch import nn
 from probekit.backbones.architectures import classifier_paths, resize_classifier
 from probekit.backbones.branches import Place, choose_place
 from probekit.backbones.checkpoint import Checkpoint, StateDict, find_state_dicts
-from probekit.backbones.renames import convert
+from probekit.backbones.renames import conversions
 from probekit.errors import CheckpointCoverage, CheckpointError
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,8 @@ EXTRA = re.compile(
     r"|mask_token|masked_embed|\w*(teacher|student|momentum)\w*|(\w+_)?ema|encoder_[qk]|key_\w+|target_\w+"
     r"|online_\w+|knn_\w+|neck|n_averaged)"
 )
+# Barlow Twins normalises what its projector returns by a layer of its own, beside the backbone.
+PROJECTOR_NORM = re.compile(r"(module\.)?bn\.\w+")
 # Computed from the architecture, or counters: they carry nothing that was learnt.
 DERIVED = re.compile(
     r"(num_batches_tracked|relative_position_index|relative_coords_table|attn_mask|mask_token|periods"
@@ -107,19 +109,85 @@ def load_weights(
         CheckpointError: If there is no state dict, several branches qualify, or weights are not finite.
     """
     states = find_state_dicts(opened)
+    targets = Targets.of(module)
+    arch = arch or type(module).__name__
+    found = match_weights(module, states, source=source, arch=arch, branch=branch)
+    _check_finite(found.place, source)
+    filled, has_head, head_notes = _fill(module, found.place, targets)
+    report = Checkpoint(
+        source,
+        digest,
+        branch=found.role,
+        container=found.place.state.label,
+        prefix=found.place.prefix,
+        matched=len(filled),
+        missing=tuple(name for name in module.state_dict() if name not in filled),
+        unexpected=found.unexpected,
+        alternatives=found.alternatives,
+        notes=(*found.notes, *head_notes),
+    )
+    if found.unexpected:
+        log.warning(
+            "%s holds entries that %s has no place for: %s", source, arch, ", ".join(found.unexpected[:10])
+        )
+    return report, has_head
+
+
+@dataclass(frozen=True)
+class Match:
+    """Where in a checkpoint a backbone stands whole.
+
+    Attributes:
+        place: The state dict, renamed where that was needed, and the prefix.
+        role: ``online``, ``ema`` or empty.
+        alternatives: Other branches, in words.
+        unexpected: Names nothing was found for, and that no rule expects.
+        notes: What was renamed or resampled.
+    """
+
+    place: Place
+    role: str
+    alternatives: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def match_weights(
+    module: nn.Module,
+    states: Sequence[StateDict],
+    *,
+    source: str,
+    arch: str,
+    branch: str | None = None,
+) -> Match:
+    """Find the branch of a checkpoint that fills a module wholly; names and shapes decide, no value is read.
+
+    Args:
+        module: The backbone; its weights may be on the meta device.
+        states: The state dicts of the checkpoint.
+        source: The file's path or a word, for messages.
+        arch: The architecture's name, for messages and for timm's own renaming.
+        branch: As in ``load_weights``.
+
+    Raises:
+        CheckpointCoverage, CheckpointError: As ``load_weights``.
+    """
     if not states:
         raise CheckpointError(
             "a state dict: tensors under names", f"none in {source}", "Save the module's state_dict()"
         )
     targets = Targets.of(module)
-    arch = arch or type(module).__name__
     places = [place for state in states for place in vote(state, targets.required)]
     notes: tuple[str, ...] = ()
     if not any(len(place.filled) == len(targets.required) for place in places):
-        converted, notes = convert(states, places, arch, module)
-        found = [place for state in converted for place in vote(state, targets.required)]
-        whole = [place for place in found if len(place.filled) == len(targets.required)]
-        places, notes = (whole, notes) if whole else (places, ())
+        for converted, words in conversions(states, places, arch, module):
+            found = [place for state in converted for place in vote(state, targets.required)]
+            whole = [place for place in found if len(place.filled) == len(targets.required)]
+            if whole:
+                # A damaged branch stays beside the whole ones, so that it is not passed over in silence.
+                there = {str(place) for place in whole}
+                places, notes = [*whole, *(one for one in found if str(one) not in there)], words
+                break
     branches = [place for place in places if len(place.filled) >= BRANCH_SHARE * len(targets.required)]
     if not branches:
         raise _coverage(
@@ -129,23 +197,7 @@ def load_weights(
     if len(place.filled) < len(targets.required):
         raise _coverage(place, states, targets, arch, source)
     unexpected = _unexpected(place, branches, targets, module, arch, source)
-    _check_finite(place, source)
-    filled, has_head, head_notes = _fill(module, place, targets)
-    report = Checkpoint(
-        source,
-        digest,
-        branch=role,
-        container=place.state.label,
-        prefix=place.prefix,
-        matched=len(filled),
-        missing=tuple(name for name in module.state_dict() if name not in filled),
-        unexpected=unexpected,
-        alternatives=alternatives,
-        notes=(*notes, *head_notes),
-    )
-    if unexpected:
-        log.warning("%s holds entries that %s has no place for: %s", source, arch, ", ".join(unexpected[:10]))
-    return report, has_head
+    return Match(place, role, alternatives, unexpected, notes)
 
 
 def vote(state: StateDict, required: Mapping[str, torch.Tensor]) -> list[Place]:
@@ -199,6 +251,8 @@ def _unexpected(
         if inside and own in known:
             continue
         if any(name.startswith(prefix) and len(prefix) > len(place.prefix) for prefix in prefixes):
+            continue
+        if not inside and PROJECTOR_NORM.fullmatch(name):
             continue
         if DERIVED.fullmatch(words[-1]) or any(
             EXTRA.fullmatch(word) for word in (words[:1] if inside else words)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 
 import torch
 from torch import nn
@@ -11,6 +14,9 @@ from torch import nn
 from probekit.backbones.architectures import timm_filter
 from probekit.backbones.branches import Place
 from probekit.backbones.checkpoint import StateDict
+from probekit.backbones.layouts import apply_layouts
+
+Rename = Callable[[dict[str, torch.Tensor], nn.Module], dict[str, torch.Tensor]]
 
 # Blocks in each stage of EfficientNet-Lite0 (Tan & Le, ICML 2019, table 1: B0's).
 LITE0_BLOCKS = (1, 2, 2, 3, 3, 4, 1)
@@ -36,10 +42,10 @@ LITE0_TOP = {
 POSITIONS = re.compile(r"pos_embed|position|rel_pos|rpb|rope")
 
 
-def convert(
+def conversions(
     states: Sequence[StateDict], places: Sequence[Place], arch: str, module: nn.Module
-) -> tuple[list[StateDict], tuple[str, ...]]:
-    """Rename state dicts that do not fill the backbone as they are.
+) -> Iterator[tuple[list[StateDict], tuple[str, ...]]]:
+    """Yield ways to rename state dicts that do not fill the backbone as they are, the plainest first.
 
     Args:
         states: The state dicts of a checkpoint.
@@ -47,14 +53,33 @@ def convert(
         arch: The architecture's name.
         module: The backbone, for timm's own renaming.
 
-    Returns:
-        The renamed state dicts, under their old labels, and what was done, in words.
+    Yields:
+        The renamed state dicts, under labels that hold the prefix they stood at, and what was done, in words.
     """
     if arch.partition(".")[0] == "tf_efficientnet_lite0":
         renamed = [StateDict(one.label, rename_lite0(one.tensors)) for one in states]
         if any(one.tensors for one in renamed):
-            return renamed, ("names mapped to timm's by rule (EfficientNet-Lite0)",)
-    return _filtered(states, places, arch, module)
+            yield renamed, ("names mapped to timm's by rule (EfficientNet-Lite0)",)
+    laid_out = [
+        (name, StateDict(_joined(state.label, prefix), own))
+        for state in states
+        for name, prefix, own in apply_layouts(state.tensors)
+    ]
+    words = tuple(
+        f"names mapped to timm's by rule ({name})" for name in dict.fromkeys(n for n, _ in laid_out)
+    )
+    if laid_out:
+        yield [state for _, state in laid_out], words
+    rename = _find_filter(arch, module)
+    if rename is not None:
+        bases = [
+            _below(state, prefix)
+            for state in states
+            for prefix in dict.fromkeys([*[place.prefix for place in places if place.state is state][:2], ""])
+        ]
+        yield _filtered(bases, rename, arch, module)
+        converted, notes = _filtered([state for _, state in laid_out], rename, arch, module)
+        yield converted, (*words, *notes)
 
 
 def rename_lite0(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -80,42 +105,69 @@ def rename_lite0(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
 
 
 def _filtered(
-    states: Sequence[StateDict], places: Sequence[Place], arch: str, module: nn.Module
+    states: Sequence[StateDict], rename: Rename, arch: str, module: nn.Module
 ) -> tuple[list[StateDict], tuple[str, ...]]:
-    """Apply timm's own renaming of an architecture, and refuse what it resamples beside positions."""
-    rename = timm_filter(arch)
-    if rename is None:
-        return [], ()
+    """Apply timm's own renaming, and refuse what drops biases or resamples anything but positions."""
     converted, notes = [], []
     for state in states:
-        prefixes = [place.prefix for place in places if place.state is state][:2]
-        for prefix in dict.fromkeys([*prefixes, ""]):
-            own = {
-                name[len(prefix) :]: tensor
-                for name, tensor in state.tensors.items()
-                if name.startswith(prefix)
-            }
-            try:
-                with torch.no_grad():
-                    renamed = rename(dict(own), module)
-            except (
-                KeyError,
-                ValueError,
-                RuntimeError,
-                AttributeError,
-                IndexError,
-                TypeError,
-                AssertionError,
-            ):
-                continue  # not a layout that timm knows for this architecture
-            changed = [
-                name
-                for name, tensor in renamed.items()
-                if name in own and own[name].numel() != tensor.numel()
-            ]
-            if any(not POSITIONS.search(name) for name in changed):
-                continue
-            label = "/".join(part for part in (state.label, prefix.rstrip(".")) if part)
-            converted.append(StateDict(label, renamed))
-            notes += [f"resampled to the input size by timm: {', '.join(changed[:3])}"] if changed else []
+        try:
+            with torch.no_grad(), redirect_stdout(io.StringIO()):  # it prints what it tries
+                renamed = rename(dict(state.tensors), module)
+        except (KeyError, ValueError, RuntimeError, AttributeError, IndexError, TypeError, AssertionError):
+            continue  # not a layout that timm knows for this architecture
+        # One that is passed on untouched may take another's name, as Swin's downsampling does.
+        untouched = {id(tensor) for tensor in state.tensors.values()}
+        changed = [
+            name
+            for name, tensor in renamed.items()
+            if name in state.tensors
+            and id(tensor) not in untouched
+            and state.tensors[name].numel() != tensor.numel()
+        ]
+        if any(not POSITIONS.search(name) for name in changed) or _drops_biases(state, renamed):
+            continue
+        converted.append(StateDict(state.label, renamed))
+        notes += [
+            f"resampled to the input size by timm: {name} {_size(state.tensors[name])} to {_size(new)}"
+            for name, new in renamed.items()
+            if name in changed[:3]
+        ]
     return converted, (f"names mapped by timm's rules for {arch}", *dict.fromkeys(notes))
+
+
+def _drops_biases(state: StateDict, renamed: Mapping[str, torch.Tensor]) -> bool:
+    """Whether biases of queries, keys and values that are not zero are left out.
+
+    timm has DINOv3 with and without them; some of its checkpoints hold zeros.
+    """
+    return any(
+        name.endswith(".qkv.bias")
+        and name not in renamed
+        and name.replace("qkv.bias", "q_bias") not in renamed
+        and bool(tensor.any())
+        for name, tensor in state.tensors.items()
+    )
+
+
+def _find_filter(arch: str, module: nn.Module) -> Rename | None:
+    """Return timm's function that renames checkpoints: of the architecture, else of the network's class."""
+    named: Rename | None = timm_filter(arch)
+    if named is not None:
+        return named
+    kind = type(module)
+    source = sys.modules.get(kind.__module__) if kind.__module__.startswith("timm.models.") else None
+    found: Rename | None = getattr(source, "checkpoint_filter_fn", None)
+    return found
+
+
+def _below(state: StateDict, prefix: str) -> StateDict:
+    own = {name[len(prefix) :]: tensor for name, tensor in state.tensors.items() if name.startswith(prefix)}
+    return StateDict(_joined(state.label, prefix), own)
+
+
+def _joined(label: str, prefix: str) -> str:
+    return "/".join(part for part in (label, prefix.rstrip(".")) if part)
+
+
+def _size(tensor: torch.Tensor) -> str:
+    return "×".join(map(str, tensor.shape))

@@ -422,7 +422,7 @@ def test_timms_rules_resample_positions_only_and_say_so():
     module = vit(size=48)
     report, has_head = load_weights(module, V, source="a.pth", arch="vit_tiny_patch16_224")
     assert has_head
-    assert "resampled to the input size by timm: pos_embed" in report.notes
+    assert "resampled to the input size by timm: pos_embed 1×17×16 to 1×37×16" in report.notes
     assert torch.equal(module.blocks[1].mlp.fc1.weight, V["blocks.1.mlp.fc1.weight"])
     assert module.pos_embed.shape == (1, 37, 16)
     with pytest.raises(CheckpointCoverage, match=r"patch_embed\.proj\.weight"):
