@@ -7,8 +7,9 @@ import importlib.util
 import inspect
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from probekit.backbones.resnets import WideResNet, build_small_stem
 from probekit.backbones.spec import function_parts
 from probekit.data.transforms import Preprocessing
 from probekit.errors import InputError, near_names
@@ -105,8 +107,25 @@ class CifarResNet(nn.Module):
         return logits
 
 
-# Our architectures: name → depth.
-OURS = {f"cifar_resnet{depth}": depth for depth in (20, 32, 44, 56, 110)}
+# Our architectures: name → what builds it with a number of classes.
+CIFAR: dict[str, Callable[..., nn.Module]] = {
+    **{f"cifar_resnet{depth}": partial(CifarResNet, depth) for depth in (20, 32, 44, 56, 110)},
+    **{f"resnet{depth}_cifar": partial(build_small_stem, depth, 1) for depth in (18, 34, 50, 101)},
+    **{f"resnet{depth}_cifar_pad2": partial(build_small_stem, depth, 2) for depth in (18, 34, 50, 101)},
+}
+WIDE: dict[str, Callable[..., nn.Module]] = {
+    f"resnet{depth}x{factor}": partial(WideResNet, depth, factor)
+    for depth in (50, 101, 152, 200)
+    for factor in (2, 4)
+}
+OURS = {**CIFAR, **WIDE}
+# timm's architectures with one setting changed that no weight shows: name → timm's name, settings.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    # MoCo v3's ViT-S: 12 heads where timm's has 6. Source: Chen, Xie & He (ICCV 2021), table 1.
+    "vit_small_patch16_224_heads12": ("vit_small_patch16_224", {"num_heads": 12}),
+    # TensorFlow pads at the end where torch pads on both sides.
+    "mobilenetv2_100_same": ("mobilenetv2_100", {"pad_type": "same"}),
+}
 
 
 @contextmanager
@@ -129,12 +148,12 @@ def build(arch: str, n_classes: int | None = None, size: int | None = None) -> n
         InputError: If the name is unknown, the size impossible, or the function returns no module.
     """
     if arch in OURS:
-        return CifarResNet(OURS[arch], 10 if n_classes is None else n_classes)
-    if timm.is_model(arch.partition(".")[0]):
+        return OURS[arch](**({} if n_classes is None else {"num_classes": n_classes}))
+    if is_named(arch):
         return _build_timm(arch, n_classes, size)
     parts = function_parts(arch)
     if parts is None:
-        known = [*OURS, *timm.list_models()]
+        known = [*OURS, *VARIANTS, *timm.list_models()]
         raise InputError(
             "an architecture of timm, of probekit, or file.py:function",
             repr(arch),
@@ -147,14 +166,24 @@ def build(arch: str, n_classes: int | None = None, size: int | None = None) -> n
     return module
 
 
+def is_named(arch: str) -> bool:
+    """Whether an architecture is known by name: timm's, with or without a tag, or one of ours.
+
+    Examples:
+        >>> [is_named(arch) for arch in ("resnet50.a1_in1k", "resnet50x2", "file.py:make")]
+        [True, True, False]
+    """
+    return arch in OURS or arch in VARIANTS or bool(timm.is_model(arch.partition(".")[0]))
+
+
 def timm_settings(arch: str) -> dict[str, Any] | None:
     """Return timm's own facts on an architecture's input and classifier, read without building it.
 
     None for an architecture that is not timm's.
     """
-    if arch in OURS or not timm.is_model(arch.partition(".")[0]):
+    if arch in OURS or not is_named(arch):
         return None
-    found = timm.get_pretrained_cfg(arch)
+    found = timm.get_pretrained_cfg(VARIANTS[arch][0] if arch in VARIANTS else arch)
     return dict(vars(found)) if found is not None else {}
 
 
@@ -218,8 +247,9 @@ def _build_timm(arch: str, n_classes: int | None, size: int | None) -> nn.Module
     facts = timm_settings(arch) or {}
     if size is not None and facts.get("fixed_input_size") and size != facts.get("input_size", (3, 224))[1]:
         settings["img_size"] = size
+    name, changes = VARIANTS.get(arch, (arch, {}))
     try:
-        module: nn.Module = timm.create_model(arch, pretrained=False, **settings)
+        module: nn.Module = timm.create_model(name, pretrained=False, **settings, **changes)
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         came = f"{arch} at {size} px" if "img_size" in settings else repr(arch)
         raise InputError(
@@ -288,6 +318,7 @@ def timm_filter(arch: str) -> Any:  # noqa: ANN401 - a function of timm's, or No
     """Return timm's function that renames an architecture's checkpoints, None where there is none."""
     if timm_settings(arch) is None:
         return None
-    source = inspect.getmodule(timm.model_entrypoint(arch.partition(".")[0]))
+    name = VARIANTS[arch][0] if arch in VARIANTS else arch
+    source = inspect.getmodule(timm.model_entrypoint(name.partition(".")[0]))
     found = [getattr(source, name) for name in FILTERS if hasattr(source, name)]
     return found[0] if found else None

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import pickletools
-import re
-import struct
-import warnings
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +11,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from probekit.errors import CheckpointError, UnsafeCheckpoint, near_names
+from probekit.backbones.folders import CONFIG, list_files, read_index, read_object
+from probekit.backbones.foreign import HEAD_BYTES, refuse_foreign, refuse_zip
+from probekit.backbones.pickles import DAMAGE, StandIn, damaged, open_pickle
+from probekit.errors import CheckpointError, near_names
+from probekit.files import digest_file, digest_json
 
 # Changes whenever the same file and architecture would be matched differently.
-KEY_MAP_VERSION = 1
+KEY_MAP_VERSION = 2
 
 DEPTH = 5
 TENSOR_SHARE = 0.8
@@ -31,28 +29,6 @@ IGNORED = {
     *("predictor", "head", "heads", "queue", "dino_loss", "callbacks", "loops"),
     *("args", "config", "hyper_parameters", "meta", "message_hub"),
 }
-FOREIGN = {
-    b"\x93NUM": "a NumPy array",
-    b"\x89HDF": "an HDF5 file",
-    b"\x08\x01\x12": "an ONNX or TensorFlow graph",
-}
-# What a damaged or foreign file can make torch.load and the unpickler raise.
-DAMAGE = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    ValueError,
-    EOFError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    TypeError,
-    AssertionError,
-    struct.error,
-    OSError,
-    OverflowError,
-    MemoryError,
-    ImportError,
-)
 
 
 @dataclass(frozen=True)
@@ -157,77 +133,113 @@ class StateDict:
     tensors: Mapping[str, torch.Tensor]
 
 
-class _Inert:
-    """Stands in for an object that a checkpoint carries along: takes anything, does nothing."""
-
-    def __new__(cls, *_args: object, **_settings: object) -> _Inert:
-        return super().__new__(cls)
-
-    def __init__(self, *_args: object, **_settings: object) -> None: ...
-
-    def __setstate__(self, _state: object) -> None: ...
-
-
-# What checkpoints commonly carry beside the weights (settings, a best score): left out, never imported.
-INERT = (
-    "argparse.Namespace",
-    "types.SimpleNamespace",
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray.scalar",
-    "numpy.dtype",
-    "numpy.dtypes.Float64DType",
-    "numpy.dtypes.Float32DType",
-    "numpy.dtypes.Int64DType",
-    "pathlib.Path",
-    "pathlib.PosixPath",
-    "pathlib.WindowsPath",
-    "pathlib._local.PosixPath",
-    "pathlib._local.WindowsPath",
-)
-
-
 def open_checkpoint(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
-    """Open a checkpoint file without running any code it may hold.
+    """Open a checkpoint without running any code it may hold.
 
-    ``.safetensors`` goes through safetensors, all else through ``torch.load(weights_only=True)`` on the CPU,
-    memory-mapped where the format allows. Settings and scores saved along with the weights become empty
-    stand-ins.
+    safetensors goes through safetensors, what torch wrote through ``torch.load(weights_only=True)`` on the
+    CPU, both told by their first bytes and memory-mapped where the format allows. Settings and scores saved
+    along with the weights become empty stand-ins.
+
+    Args:
+        path: A file; or a folder as Hugging Face writes it: config.json beside ``model.safetensors`` or
+            ``pytorch_model.bin``, or beside an index and its shards.
+
+    Returns:
+        What the file holds; for a folder ``{"config": …, "state_dict": {name: tensor}}``.
 
     Raises:
-        CheckpointError: If the file is missing, a folder, empty, cut short or not a checkpoint.
+        CheckpointError: If it is missing, empty, damaged or something else; the message says what.
         UnsafeCheckpoint: If it needs any other object of a library to be built; the message lists them.
     """
-    head = _first_bytes(path)
-    if path.suffix == ".safetensors":
-        return _open_safetensors(path)
-    for magic, what in FOREIGN.items():
-        if head.startswith(magic):
+    return _open_folder(path) if path.is_dir() else _open_file(path)
+
+
+def digest_checkpoint(path: Path) -> str:
+    """Return the SHA-256 of a checkpoint: of a file's bytes; of the names and digests of a folder's files.
+
+    Raises:
+        CheckpointError: If a folder holds no weights that can be read.
+    """
+    if not path.is_dir():
+        return digest_file(path)
+    return digest_json({name: digest_file(path / name) for name in sorted(list_files(path))})
+
+
+def _open_folder(path: Path) -> dict[str, Any]:
+    names = list_files(path)
+    config = read_object(path / CONFIG) if CONFIG in names else {}
+    index = next((name for name in names if name.endswith(".index.json")), None)
+    state: dict[str, Any] = {}
+    for name in names:
+        if name in {CONFIG, index}:
+            continue
+        opened = _open_file(path / name)
+        if not isinstance(opened, Mapping) or set(map(str, opened)) & set(state):
             raise CheckpointError(
-                "a PyTorch or safetensors checkpoint", f"{what}: {path}", "Convert it to a PyTorch state dict"
+                "tensors under names, each in one shard", f"none or some twice in {path / name}", "Restore it"
             )
+        state.update(opened)
+    lacking = [name for name in (read_index(path / index) if index else ()) if name not in state]
+    if lacking:
+        raise CheckpointError(
+            f"every tensor that {path / str(index)} lists",
+            f"{len(lacking)} missing, such as {', '.join(lacking[:3])}",
+            "Copy or download the shards again",
+        )
+    return {"config": config, "state_dict": state}
+
+
+def _open_file(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
+    head = _first_bytes(path)
+    if _is_safetensors(head, path.stat().st_size):
+        return _open_safetensors(path)
     zipped = head.startswith(b"PK\x03\x04")
     if zipped:
-        _check_zip(path)
-    stand_ins: list[Any] = [(_Inert, name) for name in INERT]
-    try:
-        with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="Detected pickle protocol"
-            )  # it is then refused, or read
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except DAMAGE as error:
-        unsafe = _unsafe_globals(path, zipped) or re.findall(r"GLOBAL ([\w.]+)", str(error))[:1]
-        if unsafe:
-            raise UnsafeCheckpoint(
-                "a checkpoint of tensors, numbers and text",
-                f"{path}, which also needs {', '.join(unsafe)}",
-                "Save its state_dict() alone where you trust it, and load that; nothing of it was run",
-            ) from error
-        raise CheckpointError(
-            "a PyTorch or safetensors checkpoint",
-            f"{path}, which cannot be read ({type(error).__name__})",
-            "Check that it was copied or downloaded whole",
-        ) from error
+        refuse_zip(path)
+    else:
+        refuse_foreign(path, head)
+    if path.suffix == ".safetensors" and not zipped and head[:1] != b"\x80":
+        return _open_safetensors(path)
+    opened = open_pickle(path, zipped)
+    _refuse_hollow(opened, path)
+    return opened
+
+
+def _is_safetensors(head: bytes, size: int) -> bool:
+    """Whether a file begins with the length of a JSON header, and that header."""
+    return len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8
+
+
+def _refuse_hollow(opened: Any, path: Path) -> None:  # noqa: ANN401 - whatever the file holds
+    """Refuse what stands where tensors should: NumPy arrays, left out like settings, and empty tensors.
+
+    Raises:
+        CheckpointError: If there are more of them than tensors, under names.
+    """
+    held = [opened, *(opened.values() if isinstance(opened, Mapping) else ())]
+    for value in held:
+        if not isinstance(value, Mapping):
+            continue
+        arrays = [key for key, one in value.items() if _stands_for_array(one)]
+        hollow = [key for key, one in value.items() if isinstance(one, torch.Tensor) and one.is_meta]
+        tensors = sum(isinstance(one, torch.Tensor) for one in value.values()) - len(hollow)
+        if len(arrays) > max(tensors, TENSOR_SHARE * len(value)):
+            raise CheckpointError(
+                "tensors under names",
+                f"{path}, with NumPy arrays in their place, such as {arrays[0]}",
+                "Where you trust it, open it once with torch.load(weights_only=False), turn every array with "
+                "torch.from_numpy, and save that",
+            )
+        if len(hollow) > tensors:
+            raise CheckpointError(
+                "tensors with values",
+                f"{path}, saved from the meta device, where tensors such as {hollow[0]} have none",
+                "Save it from the network that was trained",
+            )
+
+
+def _stands_for_array(value: object) -> bool:
+    return isinstance(value, StandIn) and value.name.endswith("multiarray._reconstruct")
 
 
 def find_state_dicts(opened: Any) -> list[StateDict]:  # noqa: ANN401 - whatever the file holds
@@ -240,30 +252,33 @@ def find_state_dicts(opened: Any) -> list[StateDict]:  # noqa: ANN401 - whatever
         >>> [one.label for one in found]
         ['state_dict']
     """
-    return list(_walk(opened, ()))
+    return list(_walk(opened, (), set()))
 
 
-def _walk(value: Any, path: tuple[str, ...]) -> Iterator[StateDict]:  # noqa: ANN401 - whatever the file holds
+def _walk(value: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[StateDict]:  # noqa: ANN401
     if not isinstance(value, Mapping) or len(path) >= DEPTH:
         return
     tensors = {
         key: one.detach()
         for key, one in value.items()
-        if isinstance(key, str)
-        and isinstance(one, torch.Tensor)
-        and one.layout == torch.strided
-        and not one.is_quantized
+        if isinstance(key, str) and isinstance(one, torch.Tensor) and _usable(one)
     }
     if tensors and len(tensors) >= TENSOR_SHARE * len(value):
         yield StateDict("/".join(path), tensors)
+    # A few containers that hold each other many times over would take forever.
+    if id(value) in seen:
+        return
+    seen.add(id(value))
     for key, one in value.items():
         if isinstance(key, str) and key not in IGNORED:
-            yield from _walk(one, (*path, key))
+            yield from _walk(one, (*path, key), seen)
+
+
+def _usable(tensor: torch.Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_quantized
 
 
 def _first_bytes(path: Path) -> bytes:
-    if path.is_dir():
-        raise CheckpointError("a checkpoint file", f"the folder {path}", _folder_advice(path))
     if not path.exists():
         beside = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
         near = near_names(path.name, beside, 3)
@@ -272,7 +287,7 @@ def _first_bytes(path: Path) -> bytes:
         )
     try:
         with path.open("rb") as opened:
-            head = opened.read(8)
+            head = opened.read(HEAD_BYTES)
     except OSError as error:
         raise CheckpointError("a readable file", f"{path} ({error.strerror})", "Check its rights") from error
     if not head:
@@ -280,78 +295,11 @@ def _first_bytes(path: Path) -> bytes:
     return head
 
 
-def _check_zip(path: Path) -> None:
-    """Refuse zips that torch.save did not write; one that is cut short is left to torch."""
-    try:
-        with zipfile.ZipFile(path) as opened:
-            names = {name.rpartition("/")[2] for name in opened.namelist()}
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
-        return
-    what = "a zip of other files" if "data.pkl" not in names else "a TorchScript program"
-    if "data.pkl" not in names or "constants.pkl" in names:
-        raise CheckpointError(
-            "a file written by torch.save", f"{what}: {path}", "Save the module's state_dict()"
-        )
-
-
-def _folder_advice(path: Path) -> str:
-    if (path / ".metadata").exists():
-        return "Turn this distributed checkpoint into one file with torch.distributed.checkpoint.format_utils"
-    if (path / "config.json").exists():
-        return "Name the file with the weights inside it, such as model.safetensors"
-    if (path / "saved_model.pb").exists() or list(path.glob("*.index")):
-        return "Convert this TensorFlow checkpoint to a PyTorch state dict"
-    return "Name the file inside it"
-
-
 def _open_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path, device="cpu")
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            "a safetensors file",
-            f"{path}, which cannot be read ({error})",
-            "Check that it was copied or downloaded whole",
-        ) from error
-
-
-def _unsafe_globals(path: Path, zipped: bool) -> list[str]:
-    """Return the objects a pickle asks for that are neither tensors nor stand-ins, without running it."""
-    if zipped:
-        try:
-            found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        except DAMAGE:
-            return []
-        return sorted(set(found) - set(INERT))
-    return sorted(name for name in _legacy_globals(path) if not _known(name))
-
-
-def _legacy_globals(path: Path) -> set[str]:
-    """List the globals of the pickles that stand one after another at the head of an old checkpoint."""
-    found: set[str] = set()
-    strings: list[str] = []
-    with path.open("rb") as opened:
-        try:
-            # Magic number, protocol, system, weights; then storages, which are no pickles.
-            for _ in range(5):
-                for operation, argument, _position in pickletools.genops(opened):
-                    if operation.name in {"GLOBAL", "INST"}:
-                        found.add(".".join(str(argument).split(" ")))
-                    elif operation.name == "STACK_GLOBAL" and len(strings) > 1:
-                        found.add(".".join(strings[-2:]))
-                    elif isinstance(argument, str):
-                        strings.append(argument)
-        except DAMAGE:
-            pass  # the end of the pickles, or of what can be read of them
-    return found
-
-
-def _known(name: str) -> bool:
-    return (
-        name in INERT
-        or name in {"collections.OrderedDict", "_codecs.encode"}
-        or bool(re.fullmatch(r"torch\.(\w*Storage|_utils\._rebuild_\w+|nn\.parameter\.Parameter|Size)", name))
-    )
+    except (SafetensorError, *DAMAGE) as error:
+        raise damaged(path, error) from error
 
 
 def _examples(names: tuple[str, ...]) -> str:

@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import timm
 import torch
+import torchvision
+from torch import nn
 
-from probekit.backbones.checkpoint import find_state_dicts
-from probekit.errors import CheckpointError
+from probekit.backbones.architectures import build, is_named, seeded, timm_settings
+from probekit.backbones.checkpoint import StateDict, find_state_dicts
+from probekit.backbones.families import recognise
+from probekit.backbones.formats import Match, match_weights
+from probekit.backbones.reading_convnets import (
+    read_convnext,
+    read_efficientnet,
+    read_resnet,
+    read_torchvision,
+)
+from probekit.backbones.reading_transformers import read_swin, read_vit
+from probekit.backbones.readings import Proposal
+from probekit.errors import CheckpointCoverage, CheckpointError, InputError
 
-# Blocks a stage, bottleneck or not → layers.
-RESNETS: dict[tuple[tuple[int, ...], bool], int] = {
-    ((2, 2, 2, 2), False): 18,
-    ((3, 4, 6, 3), False): 34,
-    ((3, 4, 6, 3), True): 50,
-    ((3, 4, 23, 3), True): 101,
-    ((3, 8, 36, 3), True): 152,
-}
-# Width and groups of the 3×3 convolution of the first bottleneck, as (channels, channels a group) → variant.
-BOTTLENECKS = {
-    (64, 64): "resnet{}",
-    (128, 128): "wide_resnet{}_2",
-    (128, 4): "resnext{}_32x4d",
-    (256, 8): "resnext{}_32x8d",
-}
-VITS = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large", (1280, 32): "huge"}
+TORCHVISION_MODELS = "torchvision.models."
+READERS = (read_resnet, read_vit, read_swin, read_convnext, read_efficientnet, read_torchvision)
 
 
 def infer_architecture(opened: Any, source: str) -> str:  # noqa: ANN401 - whatever the file holds
-    """Return what a checkpoint looks like: a ResNet, a ViT, EfficientNet-Lite0, or what it says itself.
+    """Return what a checkpoint looks like: the first architecture that it fills, else the one it names.
 
     Args:
         opened: What ``open_checkpoint`` returned.
@@ -41,73 +39,162 @@ def infer_architecture(opened: Any, source: str) -> str:  # noqa: ANN401 - whate
         CheckpointError: If nothing known is recognised.
 
     Examples:
-        >>> names = [f"layer{stage}.{block}.conv1.weight" for stage in (1, 2, 3, 4) for block in (0, 1)]
-        >>> tensors = {name: torch.zeros(64, 64, 3, 3) for name in names}
-        >>> infer_architecture({"conv1.weight": torch.zeros(64, 3, 7, 7), **tensors}, "a.pth")
+        >>> with torch.device("meta"):
+        ...     weights = build("resnet18").state_dict()
+        >>> infer_architecture({"state_dict": weights}, "a.pth")
         'resnet18'
     """
-    for state in find_state_dicts(opened):
-        for read in (_resnet, _vit, _lite0):
-            arch = read(state.tensors)
-            if arch is not None and (arch.startswith("cifar") or timm.is_model(arch)):
-                return arch
-    said = opened.get("arch") if isinstance(opened, Mapping) else None
-    if isinstance(said, str) and timm.is_model(said):
-        return said
+    states = find_state_dicts(opened)
+    proposals = propose_architectures(opened, states)
+    for proposal in proposals:
+        if examine_all([proposal], states, source)[0].fits:
+            return proposal.arch
+    said = _said(opened)
+    if said is not None:
+        return said  # loading says what it lacks
+    seen = ", ".join(dict.fromkeys(proposal.kind for proposal in proposals))
     raise CheckpointError(
-        "a checkpoint of a ResNet, a ViT or EfficientNet-Lite0 where the architecture is auto",
-        f"{source}, which looks like none of them",
-        "Name its architecture, ARCH:CHECKPOINT",
+        "a checkpoint of a known architecture where the architecture is auto",
+        f"{source}, which looks like {f'{seen}, but does not fill it' if seen else 'none of them'}",
+        "Name its architecture, ARCH:CHECKPOINT, or write a function that builds it, file.py:function",
     )
 
 
-def _resnet(tensors: Mapping[str, torch.Tensor]) -> str | None:
-    stem = next((name for name in tensors if name.endswith("layer1.0.conv1.weight")), None)
-    if stem is None or any(".se." in name for name in tensors):
-        return None
-    prefix = stem.removesuffix("layer1.0.conv1.weight")
-    numbers = [
-        re.match(r"layer(\d)\.(\d+)\.conv1\.weight$", name[len(prefix) :])
-        for name in tensors
-        if name.startswith(prefix)
+def propose_architectures(
+    opened: Any,  # noqa: ANN401 - whatever the file holds
+    states: Sequence[StateDict],
+) -> list[Proposal]:
+    """Return the architectures a checkpoint may have been made with, the likeliest first.
+
+    Args:
+        opened: What ``open_checkpoint`` returned.
+        states: Its state dicts.
+    """
+    said = _said(opened)
+    read = [proposal for state in states for reader in READERS for proposal in reader(state.tensors)]
+    named = [Proposal(said, said, notes=("the file names it",))] if said else []
+    named += [_sized(proposal) for proposal in read if _buildable(proposal.arch)]
+    if recognise(opened).name == "solo-learn":
+        named.sort(key=lambda proposal: not proposal.arch.endswith("_pad2"))
+    exact = {proposal.kind for proposal in named if proposal.size is None}
+    found: dict[str, Proposal] = {}
+    for proposal in named:
+        if proposal.size is None or proposal.kind not in exact:
+            found.setdefault(proposal.arch, proposal)
+    return list(found.values()) or [replace(proposal, arch="") for proposal in read[:1]]
+
+
+def _sized(proposal: Proposal) -> Proposal:
+    """Leave out the size where the architecture is built for it, or for any."""
+    settings = timm_settings(proposal.arch) or {}
+    own = (
+        settings.get("input_size", (3, proposal.size))[1]
+        if settings.get("fixed_input_size")
+        else proposal.size
+    )
+    return replace(proposal, size=None) if own == proposal.size else proposal
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An architecture held against a checkpoint.
+
+    Attributes:
+        proposal: The architecture.
+        module: Built on the meta device; None where it could not be built.
+        match: Where it stands whole; None where it does not, or a branch must be chosen.
+        choice: Which branches there are, where the user must choose.
+        lacking: What it lacks, else empty.
+    """
+
+    proposal: Proposal
+    module: nn.Module | None = None
+    match: Match | None = None
+    choice: str = ""
+    lacking: str = ""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the checkpoint fills it wholly."""
+        return self.match is not None or bool(self.choice)
+
+
+def examine_all(proposals: Sequence[Proposal], states: Sequence[StateDict], source: str) -> list[Trial]:
+    """Hold architectures against a checkpoint; one that cannot be built in the size read lacks everything."""
+    trials = []
+    for proposal in proposals:
+        try:
+            trials.append(examine(proposal, states, source))
+        except InputError as error:
+            trials.append(Trial(proposal, lacking=str(error)))
+    return trials
+
+
+def examine(proposal: Proposal, states: Sequence[StateDict], source: str) -> Trial:
+    """Hold an architecture against a checkpoint: names and shapes, on the meta device, without memory.
+
+    Raises:
+        InputError: If it cannot be built.
+    """
+    if not proposal.arch:
+        return Trial(proposal, lacking="no architecture of that shape has a name")
+    module = build_hollow(proposal.arch, proposal.size)
+    try:
+        found = match_hollow(module, states, source=source, arch=proposal.arch)
+    except CheckpointCoverage as error:
+        return Trial(proposal, module, lacking=error.came)
+    except CheckpointError as error:
+        return Trial(proposal, module, choice=f"{error.came}. {error.todo}")
+    return Trial(proposal, module, found)
+
+
+def build_hollow(arch: str, size: int | None = None) -> nn.Module:
+    """Build an architecture on the meta device; one whose code needs values there, on the CPU."""
+    try:
+        with seeded("architecture", arch), torch.device("meta"):
+            return _build(arch, size)
+    except (NotImplementedError, RuntimeError):
+        with seeded("architecture", arch):
+            return _build(arch, size)
+
+
+def _build(arch: str, size: int | None) -> nn.Module:
+    """Build an architecture; torchvision's without the announcement that precedes a user's code."""
+    if arch.startswith(TORCHVISION_MODELS):
+        module: nn.Module = torchvision.models.get_model(arch.removeprefix(TORCHVISION_MODELS), weights=None)
+        return module
+    return build(arch, size=size)
+
+
+def match_hollow(
+    module: nn.Module, states: Sequence[StateDict], *, source: str, arch: str, branch: str | None = None
+) -> Match:
+    """Find where a module stands in a checkpoint from names and shapes; values are read only if they decide.
+
+    Raises:
+        CheckpointError: As ``match_weights``.
+    """
+    hollow = [
+        StateDict(state.label, {name: tensor.to("meta") for name, tensor in state.tensors.items()})
+        for state in states
     ]
-    blocks: dict[int, int] = {}
-    for found in numbers:
-        if found:
-            stage, block = map(int, found.groups())
-            blocks[stage] = max(blocks.get(stage, 0), block + 1)
-    counts = tuple(blocks[stage] for stage in sorted(blocks))
-    first = tensors.get(f"{prefix}conv1.weight")
-    if first is not None and first.shape == (16, 3, 3, 3) and len(counts) == 3 and len(set(counts)) == 1:
-        return f"cifar_resnet{6 * counts[0] + 2}"
-    bottleneck = f"{prefix}layer1.0.conv3.weight" in tensors
-    layers = RESNETS.get((counts, bottleneck))
-    if layers is None or first is None or first.shape[-1] != 7:
+    try:
+        return match_weights(module, hollow, source=source, arch=arch, branch=branch)
+    except NotImplementedError:
+        # Which of several equal copies is meant, and some renamings, depend on the values.
+        return match_weights(module, states, source=source, arch=arch, branch=branch)
+
+
+def _said(opened: Any) -> str | None:  # noqa: ANN401 - whatever the file holds
+    """Return the architecture that a file names itself, as timm's and MoCo's do."""
+    if not isinstance(opened, Mapping):
         return None
-    middle = tensors.get(f"{prefix}layer1.0.conv2.weight")
-    if not bottleneck or middle is None:
-        return f"resnet{layers}"
-    variant = BOTTLENECKS.get((middle.shape[0], middle.shape[1]))
-    return variant.format(layers) if variant else None
+    config = opened.get("config")
+    for word in (opened.get("arch"), config.get("architecture") if isinstance(config, Mapping) else None):
+        if isinstance(word, str) and is_named(word):
+            return word
+    return None
 
 
-def _vit(tensors: Mapping[str, torch.Tensor]) -> str | None:
-    patches = next((name for name in tensors if name.endswith("patch_embed.proj.weight")), None)
-    if patches is None or tensors[patches].dim() != 4:
-        return None
-    prefix = patches.removesuffix("patch_embed.proj.weight")
-    own = [name[len(prefix) :] for name in tensors if name.startswith(prefix)]
-    numbers = {int(found.group(1)) for name in own if (found := re.match(r"blocks\.(\d+)\.norm1\.", name))}
-    width, patch = tensors[patches].shape[0], tensors[patches].shape[-1]
-    kind = VITS.get((width, len(numbers)))
-    if kind is None or not {"cls_token", "pos_embed"} <= set(own):
-        return None
-    if "blocks.0.ls1.gamma" in own:
-        registers = {"register_tokens", "reg_token"} & set(own)
-        return f"vit_{kind}_patch{patch}{'_reg4' if registers else ''}_dinov2"
-    return f"vit_{kind}_patch{patch}_224"
-
-
-def _lite0(tensors: Mapping[str, torch.Tensor]) -> str | None:
-    squeezes = any("_se_" in name for name in tensors)
-    return "tf_efficientnet_lite0" if "_conv_stem.weight" in tensors and not squeezes else None
+def _buildable(arch: str) -> bool:
+    return is_named(arch) or arch.startswith(TORCHVISION_MODELS)

@@ -55,9 +55,9 @@ def apply_layouts(tensors: Tensors) -> Iterator[tuple[str, str, dict[str, torch.
             renamed = _rename(own, layout.rules)
             beside = layout.outside or {}
             for name, tensor in tensors.items():
-                found = next((rule for rule in beside if re.fullmatch(rule, name)), None)
-                if found is not None and not (prefix and name.startswith(prefix)):
-                    renamed[re.sub(found, beside[found], name)] = tensor
+                rule = next((rule for rule in beside if re.fullmatch(rule, name)), None)
+                if rule is not None and not (prefix and name.startswith(prefix)):
+                    renamed[re.sub(rule, beside[rule], name)] = tensor
             for edit in layout.edits:
                 renamed = edit(renamed)
             yield layout.name, prefix, renamed

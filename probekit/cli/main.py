@@ -8,8 +8,10 @@ from typing import Annotated
 
 import typer
 
+from probekit.cli.data import data
 from probekit.cli.demo import demo
 from probekit.cli.extract import extract
+from probekit.cli.inspect import inspect
 from probekit.cli.layers import layers
 from probekit.cli.probe import probe
 from probekit.cli.report import report
@@ -27,7 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help="What does each layer of a pretrained vision backbone know, and what of it transfers?",
 )
-for verb in (layers, verify, unfold, extract, probe, report, run, demo):
+for verb in (inspect, layers, data, verify, unfold, extract, probe, report, run, demo):
     app.command()(verb)
 
 

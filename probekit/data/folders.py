@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,27 @@ class Tree:
         if self.root.is_dir():
             return FileSource([self.root / name for name in names])
         return ZipSource(self.root, list(names))
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of one file.
+
+        Raises:
+            DataError: If it cannot be read.
+        """
+        try:
+            if self.root.is_dir():
+                return (self.root / name).read_bytes()
+            with zipfile.ZipFile(self.root) as archive:
+                return archive.read(name)
+        except (
+            OSError,
+            KeyError,
+            zipfile.BadZipFile,
+            zlib.error,
+            RuntimeError,
+            NotImplementedError,
+        ) as error:
+            raise DataError(f"a readable file {name} in {self.root}", str(error), "Restore it") from error
 
 
 def list_folder(root: Path) -> Tree:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from probekit.data.annotations import Problem
 from probekit.data.decoding import as_rgb
 from probekit.data.sources import ArraySource, eight_bit_pixels, selection
 from probekit.data.splits import ROLES, check_ids, split_stratified
@@ -46,6 +47,7 @@ class ImageSet:
         seen_in_pretraining: ``yes``, ``no`` or ``unknown``: whether checkpoints were trained on these images.
         skipped: Ids left out because they could not be read.
         spec: The words the set was opened with; None for live objects.
+        problems: What was left out or looks wrong, for people.
         contents: What stands for the content of each image (SHA-256 of its pixels; CRC-32 and size of a
             zip's member; path, size and time of a file), or None. With it, the digest of a selection
             depends on the images selected only.
@@ -69,6 +71,7 @@ class ImageSet:
     skipped: tuple[str, ...] = ()
     spec: str | None = None
     contents: NDArray[np.str_] | None = None
+    problems: tuple[Problem, ...] = ()
 
     def __post_init__(self) -> None:
         lengths = {"splits": len(self.splits), **{name: len(target) for name, target in self.targets.items()}}
@@ -91,8 +94,10 @@ class ImageSet:
 
     def __repr__(self) -> str:
         counts = [f"{count} {role}" for role in ROLES if (count := int((self.splits == role).sum()))]
-        nouns = {"class": "classes", "multilabel": "labels", "continuous": "columns"}
-        targets = [f"{name} ({one.n_classes} {nouns[one.kind]})" for name, one in self.targets.items()]
+        nouns = {"class": "classes", "multilabel": "labels", "continuous": "columns", "keypoints": "points"}
+        targets = [
+            f"{name} ({one.n_classes} {nouns.get(one.kind, 'classes')})" for name, one in self.targets.items()
+        ]
         return f"ImageSet {self.name!r}: {', '.join(counts) or 'empty'}; {', '.join(targets) or 'no target'}"
 
     def indices(self, role: str) -> NDArray[np.int64]:
@@ -238,10 +243,7 @@ def digest_images(
     ids: NDArray[np.str_], targets: Mapping[str, Target], splits: NDArray[np.str_], contents: NDArray[np.str_]
 ) -> str:
     """Return 64 hexadecimal digits over ids, content identity, targets and splits."""
-    described = [
-        [name, target.facts(), digest_bytes(np.ascontiguousarray(target.values).tobytes())]
-        for name, target in targets.items()
-    ]
+    described = [[name, target.facts(), target.content()] for name, target in targets.items()]
     return digest_json([ids.tolist(), contents.tolist(), splits.tolist(), described])
 
 

@@ -8,6 +8,13 @@ Data are written ``SOURCE[,key=value…]``. SOURCE is
   which may be a folder or a zip; ``images.zip/labels.csv`` is a table inside a zip. Columns ``id`` and
   ``split`` are optional, the others are targets (see ``probekit.data.manifests.table_targets``);
 - an ``.npz`` file with ``images`` and ``labels`` or ``targets``, optionally ``ids``, ``split``, ``classes``;
+- COCO's JSON (boxes, polygons, key points), PASCAL VOC, folders of images and masks, tables of key points,
+  in a folder or zip: see ``probekit.data.coco``, ``voc``, ``mask_folders`` and ``keypoints``. The files tell
+  which it is; ``format=`` says it where there are several, ``annotations=`` which JSON files are meant,
+  ``ignore=`` which number in a mask counts for no class;
+- WebDataset's tar shards, as ``shards/train-{000..003}.tar``, a pattern, or a folder of them;
+- a folder that Hugging Face's ``datasets`` saved to disk (needs the extra ``[hf]``);
+- ``torchvision/CLASS,root=DIR``: a data set of torchvision by its class's name, never downloaded;
 - ``digits``: scikit-learn's 8 × 8 handwritten digits;
 - ``shapeworld/WORLD``: rendered shapes with known factors; keys ``train``, ``val`` and ``test`` are numbers
   of images (by default 4000, 0 and 1000).
@@ -21,65 +28,25 @@ image under two names are counted and logged where the content is known (zip, ar
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from probekit.data import manifests
-from probekit.data.arrays import load_pixels, open_arrays
-from probekit.data.folders import Tree, find_classes, list_folder, list_zip
-from probekit.data.images import SEEN, ImageSet, Source, class_values, digest_images
-from probekit.data.sources import ArraySource, BlockSource, selection
+from probekit.data.images import SEEN, ImageSet, class_values, digest_images
+from probekit.data.listings import Listing, list_images
+from probekit.data.sources import selection
 from probekit.data.specs import DataSpec, parse_targets
-from probekit.data.splits import ROLES, check_ids, complete_roles, role_of, stratified_order, warn_of_copies
+from probekit.data.splits import ROLES, check_ids, complete_roles, stratified_order, warn_of_copies
 from probekit.data.targets import Target
 from probekit.errors import DataError, InputError, near_names
-from probekit.files import digest_bytes
 from probekit.seeds import random_stream
 
-WORDS = ("digits", "shapeworld/source", "shapeworld/unseen", "shapeworld/shifted", "shapeworld/scenes")
-SHAPEWORLD_COUNTS = {"train": 4000, "val": 0, "test": 1000}
-# Image numbers of a split start here, so that a longer training split leaves the test images as they are.
-_SHAPEWORLD_STARTS = {"train": 0, "val": 10**9, "test": 2 * 10**9}
-_SHAPEWORLD_BLOCK = 8  # as fast an image as longer ones, and less waste when few images are read
-_COMMON_KEYS = (
-    "name",
-    "split",
-    "role",
-    "divide",
-    "target",
-    "seed",
-    "limit",
-    "skip_unreadable",
-    "seen_in_pretraining",
-)
 _YES = ("yes", "no")
-
-
-@dataclass(frozen=True, eq=False)
-class Listing:
-    """What a reader finds: N images before targets are chosen and splits are completed.
-
-    Attributes:
-        name: Name of the set, unless another is given.
-        ids: N unique ids.
-        contents: N texts that stand for the content of the images.
-        roles: N roles as far as the data name them.
-        targets: Target name → Target.
-        source: Where the pixels come from.
-    """
-
-    name: str
-    ids: Sequence[str]
-    contents: Sequence[str]
-    roles: Sequence[str | None]
-    targets: dict[str, Target]
-    source: Source
+_log = logging.getLogger(__name__)
 
 
 def open_images(
@@ -135,48 +102,11 @@ def open_images(
     skip = spec.choice("skip_unreadable", _YES) == "yes"  # before the long work
     for key in ("split", "role"):
         spec.choice(key, ROLES)
-    images = _finished(_listing(spec), spec)
+    images = _finished(list_images(spec), spec)
     if skip:
         images = images.without_unreadable()
         _check_classes(images.targets, images.splits)
     return images
-
-
-def _listing(spec: DataSpec) -> Listing:
-    source = spec.source
-    if source == "digits":
-        spec.check_keys(_COMMON_KEYS)
-        return _digits()
-    if source == "shapeworld" or source.startswith("shapeworld/"):
-        spec.check_keys((*_COMMON_KEYS, *SHAPEWORLD_COUNTS))
-        return _shapeworld(spec)
-    path = Path(source).expanduser()
-    if path.is_dir():
-        spec.check_keys(_COMMON_KEYS)
-        return _class_folders(list_folder(path), path.resolve().name)
-    table = path.suffix.lower() in (".csv", ".parquet")
-    if table and (path.is_file() or manifests.inside_zip(path)):
-        spec.check_keys((*_COMMON_KEYS, "root"))
-        return _manifest(path, spec)
-    if path.is_file() and path.suffix.lower() == ".zip":
-        spec.check_keys(_COMMON_KEYS)
-        return _class_folders(list_zip(path), path.stem)
-    if path.is_file() and path.suffix.lower() == ".npz":
-        spec.check_keys(_COMMON_KEYS)
-        return _npz(path, spec)
-    raise _not_data(source, path)
-
-
-def _not_data(source: str, path: Path) -> InputError:
-    if path.exists():
-        came, near = f"the file {source!r}", "Convert it, or list its images in a .csv"
-    else:
-        beside = sorted(one.name for one in path.parent.iterdir()) if path.parent.is_dir() else []
-        close = near_names(path.name, [*beside, *WORDS], 3)
-        came, near = f"{source!r}, which is not there", f"Check the path; near: {close}"
-    return InputError(
-        f"a folder, .zip, .csv, .parquet or .npz file, or a word among {', '.join(WORDS)}", came, near
-    )
 
 
 def _finished(listing: Listing, spec: DataSpec) -> ImageSet:
@@ -200,6 +130,8 @@ def _finished(listing: Listing, spec: DataSpec) -> ImageSet:
     name = spec.text("name") or listing.name
     _check_classes(targets, splits)
     warn_of_copies(contents.tolist(), listing.ids, splits.tolist(), name)
+    for problem in listing.problems:
+        _log.warning("%s: %s", name, problem)
     kept = _kept(spec, splits, targets, seed)
     columns: dict[str, Any] = {
         "ids": np.array(listing.ids, np.str_)[kept],
@@ -214,6 +146,7 @@ def _finished(listing: Listing, spec: DataSpec) -> ImageSet:
         digest=digest_images(**columns),
         seen_in_pretraining=spec.choice("seen_in_pretraining", SEEN) or "unknown",
         spec=str(spec),
+        problems=listing.problems,
     )
 
 
@@ -278,113 +211,3 @@ def _check_classes(targets: Mapping[str, Target], splits: NDArray[np.str_]) -> N
                     f"none of {len(unknown)} classes: {names}",
                     "Rename the class folders alike, or leave these classes out",
                 )
-
-
-def _class_folders(tree: Tree, name: str) -> Listing:
-    found = find_classes(tree)
-    if len(set(found.classes)) < 2:
-        raise DataError(
-            f"at least two class folders in {tree.root}", repr(found.classes[0]), "Add another class"
-        )
-    return Listing(
-        name=name,
-        ids=found.ids,
-        contents=[tree.files[one] for one in found.names],
-        roles=found.roles,
-        targets={"class": Target.from_names(found.classes)},
-        source=tree.source(found.names),
-    )
-
-
-def _manifest(path: Path, spec: DataSpec) -> Listing:
-    columns = manifests.read_columns(path)
-    targets = manifests.table_targets(columns, parse_targets(spec.text("target")))
-    tree, names = manifests.locate(columns, path, spec.text("root"))
-    roles = _named_roles(columns.get("split"), len(names), path)
-    check_ids(names, [named or "" for named in roles])
-    return Listing(
-        name=path.stem,
-        ids=columns.get("id", names),
-        contents=[tree.files[one] for one in names],
-        roles=roles,
-        targets=targets,
-        source=tree.source(names),
-    )
-
-
-def _named_roles(words: Sequence[str] | None, n: int, path: Path) -> list[str | None]:
-    return [None] * n if words is None else [_named_role(word, path) for word in words]
-
-
-def _named_role(word: str, path: Path) -> str | None:
-    role = role_of(word)
-    if role is None and word.strip():
-        raise DataError(f"splits among {', '.join(ROLES)} in {path}", repr(word), "Rename the split")
-    return role
-
-
-def _npz(path: Path, spec: DataSpec) -> Listing:
-    arrays = open_arrays(path)
-    return Listing(
-        name=path.stem,
-        ids=arrays.ids,
-        contents=[f"{arrays.identity}:{place}" for place in range(arrays.n)],
-        roles=_named_roles(arrays.splits, arrays.n, path),
-        targets=arrays.targets(parse_targets(spec.text("target"))),
-        source=BlockSource(partial(load_pixels, path), arrays.n),
-    )
-
-
-def _digits() -> Listing:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    # Ink is stored as 0 to 16.
-    grey = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    pixels = np.repeat(grey[..., None], 3, axis=-1)
-    return Listing(
-        name="digits",
-        ids=[f"digit-{place:04d}" for place in range(len(pixels))],
-        contents=[digest_bytes(one.tobytes()) for one in pixels],
-        roles=[None] * len(pixels),
-        targets={"class": Target(digits.target, "class", tuple("0123456789"))},
-        source=ArraySource(pixels),
-    )
-
-
-def _shapeworld(spec: DataSpec) -> Listing:
-    from probekit.data.shapeworld import class_names, content_digest, sample
-
-    world = spec.source.partition("/")[2]
-    classes = class_names(world)
-    seed = spec.count("seed", 0)
-    counts = {role: spec.count(role, default) for role, default in SHAPEWORLD_COUNTS.items()}
-    if not any(counts.values()):
-        raise InputError("some images", "train=0, val=0, test=0", "Ask for images in one split")
-    samples = [
-        sample(world, count, seed=seed, start=_SHAPEWORLD_STARTS[role])
-        for role, count in counts.items()
-        if count
-    ]
-    numbers = np.concatenate([one.start + np.arange(len(one.labels)) for one in samples])
-    targets = {"class": Target(np.concatenate([one.labels for one in samples]), "class", classes)}
-    for factor in samples[0].factors:
-        values = np.concatenate([one.factors[factor] for one in samples])
-        columns = (factor,) if values.shape[1] == 1 else (f"{factor}_sine", f"{factor}_cosine")
-        targets[factor] = Target(values, "continuous", columns)
-    identity = content_digest(world, 0, seed)
-    return Listing(
-        name=spec.source.replace("/", "-"),
-        ids=[f"{world}-{seed}-{number}" for number in numbers.tolist()],
-        contents=[f"{identity}:{number}" for number in numbers.tolist()],
-        roles=[role for role, count in counts.items() for _ in range(count)],
-        targets=targets,
-        source=BlockSource(partial(_render_block, world, seed, numbers), _SHAPEWORLD_BLOCK),
-    )
-
-
-def _render_block(world: str, seed: int, numbers: NDArray[np.int64], block: int) -> NDArray[np.uint8]:
-    from probekit.data.shapeworld import render
-
-    wanted = numbers[block * _SHAPEWORLD_BLOCK : (block + 1) * _SHAPEWORLD_BLOCK]
-    return render(world, wanted, seed=seed)

@@ -1,4 +1,4 @@
-"""What a probe is asked to predict: one value per image, of one of three kinds."""
+"""What is known of each image: a class, labels or numbers for a probe; boxes, masks or key points."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from probekit.data.annotations import Boxes, Mask, Points
 from probekit.errors import DataError
+from probekit.files import digest_bytes
 
+# One value an image, which a probe can be asked for.
 KINDS = ("class", "multilabel", "continuous")
+# Kind → what stands for one image.
+STRUCTURED: dict[str, type] = {"boxes": Boxes, "masks": Mask, "keypoints": Points}
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,9 +26,10 @@ class Target:
 
     Attributes:
         values: kind ``class``: (N,) int64, places in ``classes``. kind ``multilabel``: (N, C) bool.
-            kind ``continuous``: (N, K) float64; (N,) is taken as one column.
-        kind: ``class``, ``multilabel`` or ``continuous``.
-        classes: Names of the C classes or labels, or of the K columns; unique.
+            kind ``continuous``: (N, K) float64; (N,) is taken as one column. kinds ``boxes``, ``masks`` and
+            ``keypoints``: (N,) of ``Boxes``, ``Mask`` and ``Points``.
+        kind: ``class``, ``multilabel`` or ``continuous``; ``boxes``, ``masks`` or ``keypoints``.
+        classes: Names of the C classes or labels, of the K columns, or of the K points; unique.
 
     Raises:
         DataError: If values do not fit their kind, are not finite, or there are fewer than two classes.
@@ -41,7 +47,11 @@ class Target:
         classes = tuple(str(name) for name in self.classes)
         _check_names(self.kind, classes)
         read = {"class": _class_values, "multilabel": _label_values, "continuous": _continuous_values}
-        values = read[self.kind](np.asarray(self.values), classes)
+        values = (
+            _annotations(self.kind, self.values, classes)
+            if self.kind in STRUCTURED
+            else read[self.kind](np.asarray(self.values), classes)
+        )
         values.setflags(write=False)
         object.__setattr__(self, "values", values)
         object.__setattr__(self, "classes", classes)
@@ -60,6 +70,12 @@ class Target:
     def select(self, indices: ArrayLike) -> Target:
         """Return the target of some images, in the order of ``indices``; no class is forgotten."""
         return Target(self.values[np.asarray(indices, dtype=np.int64)], self.kind, self.classes)
+
+    def content(self) -> str:
+        """Return 64 hexadecimal digits over the values."""
+        if self.kind in STRUCTURED:
+            return digest_bytes("".join(one.content() for one in self.values).encode())
+        return digest_bytes(np.ascontiguousarray(self.values).tobytes())
 
     def facts(self) -> dict[str, Any]:
         """Return kind and classes as JSON values, for provenance."""
@@ -110,8 +126,8 @@ def _whole_number(name: str) -> int:
 
 
 def _check_names(kind: str, classes: tuple[str, ...]) -> None:
-    if kind not in KINDS:
-        raise DataError(f"a kind among {', '.join(KINDS)}", repr(kind), "Choose one")
+    if kind not in (*KINDS, *STRUCTURED):
+        raise DataError(f"a kind among {', '.join((*KINDS, *STRUCTURED))}", repr(kind), "Choose one")
     least = 2 if kind == "class" else 1
     if len(classes) < least:
         raise DataError(
@@ -122,6 +138,30 @@ def _check_names(kind: str, classes: tuple[str, ...]) -> None:
     twice = [name for name, count in Counter(classes).items() if count > 1]
     if twice:
         raise DataError("class names that differ", f"{twice[0]!r} twice", "Rename or merge them")
+
+
+def _annotations(kind: str, values: Any, classes: tuple[str, ...]) -> NDArray[Any]:  # noqa: ANN401
+    """Check annotations, one an image, against the kind and the number of classes or points."""
+    annotations = list(values)
+    wrong = next((one for one in annotations if not isinstance(one, STRUCTURED[kind])), None)
+    if wrong is not None:
+        raise DataError(f"{STRUCTURED[kind].__name__} for every image", type(wrong).__name__, "Convert it")
+    for one in annotations:
+        if (
+            isinstance(one, Boxes)
+            and len(one)
+            and not 0 <= one.classes.min() <= one.classes.max() < len(classes)
+        ):
+            raise DataError(
+                f"boxes of classes 0 to {len(classes) - 1}",
+                f"{one.classes.min()} to {one.classes.max()}",
+                "List every class",
+            )
+        if isinstance(one, Points) and len(one) != len(classes):
+            raise DataError(f"{len(classes)} points an image", str(len(one)), "Mark absent ones as such")
+    stacked = np.empty(len(annotations), dtype=object)
+    stacked[:] = annotations
+    return stacked
 
 
 def _class_values(values: NDArray[Any], classes: tuple[str, ...]) -> NDArray[np.int64]:

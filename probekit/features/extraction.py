@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STORED = ("float32", "float16")
-MEMO_FORMAT = 2
+MEMO_FORMAT = 3
 
 
 def extract(

@@ -14,6 +14,7 @@ from probekit.backbones.spec import ModelSpec, parse_model
 from probekit.compute import software_versions
 from probekit.data.images import ImageSet
 from probekit.data.readers import open_images
+from probekit.data.targets import KINDS
 from probekit.errors import InputError, near_names
 from probekit.features.extraction import extract
 from probekit.features.features import Features
@@ -177,19 +178,35 @@ def list_entries(
 def choose_targets(sets: Sequence[ImageSet], targets: str | Sequence[str] | None) -> dict[str, list[str]]:
     """Return the targets to probe in each data set; each name asked for must stand in at least one.
 
+    Boxes, masks and key points are no targets of a probe, which needs one value an image.
+
     Raises:
-        InputError: If a name stands in no data set, or a data set has no target left.
+        InputError: If a name stands in no data set or is no target of a probe, or a data set has none left.
     """
-    known = sorted({name for images in sets for name in images.targets})
+    known = sorted({name for images in sets for name, one in images.targets.items() if one.kind in KINDS})
+    marked = {
+        name: one.kind for images in sets for name, one in images.targets.items() if one.kind not in KINDS
+    }
     wanted = known if targets is None else list(_each(targets))
     for name in wanted:
+        if name in marked and name not in known:
+            raise InputError(
+                "a target with one value an image: a class, labels or numbers",
+                f"{name!r}, which is {marked[name]}",
+                f"There are {', '.join(known)}" if known else "Open other annotations",
+            )
         if name not in known:
             raise InputError("a target of the data", repr(name), f"The nearest are {near_names(name, known)}")
-    chosen = {images.name: [name for name in images.targets if name in wanted] for images in sets}
+    chosen = {
+        images.name: [name for name, one in images.targets.items() if name in wanted and one.kind in KINDS]
+        for images in sets
+    }
     for name, names in chosen.items():
         if not names:
             raise InputError(
-                f"a target in {name}", "none of those asked for", "Leave `targets` out to take all"
+                f"a target in {name} with one value an image",
+                "none of those asked for" if targets is not None else "boxes, masks or key points alone",
+                "Leave `targets` out to take all, or open other annotations",
             )
     return chosen
 

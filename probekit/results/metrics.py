@@ -65,6 +65,11 @@ METRICS: dict[str, MetricFacts] = {
         "read from the features, not whether the backbone uses it. Where classes are unequal, a probe that "
         "always names the largest one already scores its share: compare with the null.",
     ),
+    "share_right": _share(
+        "Share right",
+        "Share of the cases checked that are right. It is a count of all of them, not an estimate.",
+        chance=False,
+    ),
     "balanced_accuracy": _share(
         "Balanced accuracy",
         "Mean over classes of the share of that class's test images that are named right; every class counts "

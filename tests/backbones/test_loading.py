@@ -204,7 +204,7 @@ def test_architectures_are_inferred(arch):
 
 def test_a_resnet_with_more_in_its_blocks_is_not_taken_for_a_plain_one():
     state = build("resnet18").state_dict()
-    with pytest.raises(CheckpointError, match="looks like none"):
+    with pytest.raises(CheckpointError, match="looks like ResNet-18, seresnet18, but does not fill it"):
         infer_architecture({**state, "layer1.0.se.fc1.weight": torch.ones(1)}, "a.pth")
 
 

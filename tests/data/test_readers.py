@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from probekit.data.readers import WORDS, open_images
+from probekit.data.listings import WORDS
+from probekit.data.readers import open_images
 from probekit.data.specs import DataSpec
 from probekit.errors import DataError, ImageUnreadable, InputError, SplitOverlap
 
@@ -271,9 +272,9 @@ def test_mistyped_words_are_answered(words, said):
 def test_mistyped_path_is_answered_with_its_neighbours(pets):
     with pytest.raises(InputError, match="near: pets"):
         open_images(pets.parent / "pest")
-    (pets.parent / "x.tar").write_bytes(b"")
+    (pets.parent / "x.rar").write_bytes(b"")
     with pytest.raises(InputError, match=r"the file .*x\.tar"):
-        open_images(pets.parent / "x.tar")
+        open_images(pets.parent / "x.rar")
 
 
 @settings(deadline=None, max_examples=50)
