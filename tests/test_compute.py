@@ -55,8 +55,8 @@ from probekit.compute import keep_freed_memory
 
 class Allocations(ctypes.Structure):  # struct mallinfo of malloc.h; hblks counts the blocks mapped singly
     _fields_ = [(name, ctypes.c_int) for name in (
-        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"
-    )]
+        "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    ).split()]
 
 mallinfo = ctypes.CDLL(None).mallinfo
 mallinfo.restype = Allocations

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from probekit.data.annotations import Boxes, Outline, Points, Problem, clip_corners, stack
-from probekit.data.folders import Tree, missing_files
+from probekit.data.folders import MASK_FOLDERS, Tree, missing_files
 from probekit.data.splits import role_of
 from probekit.data.targets import Target
 from probekit.errors import DataError
@@ -157,6 +157,8 @@ class _Finder:
         self._folder = path.rpartition("/")[0]
         self._by_name: dict[str, list[str]] = {}
         for name in tree.files:
+            if set(name.split("/")[:-1]) & set(MASK_FOLDERS):
+                continue  # masks bear the names of their images
             self._by_name.setdefault(name.rpartition("/")[2], []).append(name)
         self._missing: list[str] = []
 

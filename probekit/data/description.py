@@ -106,8 +106,8 @@ class DataFacts:
 def describe_images(images: ImageSet) -> DataFacts:
     """Look at a set of images as a careful reader would before using it.
 
-    Up to 2,000 images are decoded, all of them if there are no more; an image that cannot be read is a problem,
-    not an error.
+    Up to 2,000 images are decoded, all of them if there are no more; an image that cannot be read is a
+    problem, not an error.
 
     Examples:
         >>> pixels = np.zeros((4, 8, 9, 3), np.uint8)
@@ -116,15 +116,12 @@ def describe_images(images: ImageSet) -> DataFacts:
         >>> facts.images, facts.widths, facts.targets["class"]["counts"]
         ({'train': 3, 'test': 1}, (9, 9, 9), {'a': 2, 'b': 2})
     """
-    chosen = (
-        np.unique(np.linspace(0, len(images) - 1, SAMPLE).astype(np.int64)) if len(images) > SAMPLE else None
-    )
-    places = range(len(images)) if chosen is None else chosen.tolist()
+    places = np.unique(np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).astype(np.int64)).tolist()
     look = _Look(images, places)
     problems = [*images.problems, *look.problems()]
-    problems += _copies(images) + [
-        one for name, target in images.targets.items() for one in _odd(images, name, target)
-    ]
+    problems += _copies(images)
+    for name, target in images.targets.items():
+        problems += _odd(images, name, target)
     return DataFacts(
         images.name,
         images.spec or "",
@@ -178,11 +175,11 @@ class _Look:
 
     def problems(self) -> list[Problem]:
         """Return what could not be read, and what is turned."""
-        found = [Problem("images that cannot be read", len(self._unreadable), tuple(self._unreadable[:FEW]))]
-        found.append(
-            Problem("images turned by EXIF, shown turned", len(self._turned), tuple(self._turned[:FEW]))
-        )
-        return [one for one in found if one.count]
+        found = {
+            "images that cannot be read": self._unreadable,
+            "images turned by EXIF, shown turned": self._turned,
+        }
+        return [Problem(what, len(names), tuple(names[:FEW])) for what, names in found.items() if names]
 
     def colour(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return mean and standard deviation of the channels over images of equal weight."""
@@ -223,7 +220,7 @@ def _target_facts(target: Target) -> dict[str, Any]:
 def _counts(target: Target) -> list[int] | None:
     """Return how often each class stands; None where that would take a pass over files, or has no sense."""
     if target.kind == "class":
-        return np.bincount(target.values, minlength=target.n_classes).tolist()
+        return [int(one) for one in np.bincount(target.values, minlength=target.n_classes)]
     if target.kind == "multilabel":
         return [int(one) for one in target.values.sum(0)]
     if target.kind == "boxes":

@@ -19,6 +19,8 @@ IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
     | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif"}
 )
+# What folders of masks are called, beside those of images.
+MASK_FOLDERS = ("masks", "mask", "labels", "semantic", "segmentation", "annotations", "SegmentationClass")
 _JUNK = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
 _log = logging.getLogger(__name__)
 

@@ -140,7 +140,8 @@ def _tree(tree: Tree, name: str, spec: DataSpec) -> Listing:
         return _annotated(tree, name, read_voc)
     if kind == "masks":
         ignore = None if spec.text("ignore") is None else spec.count("ignore", 0)
-        return _annotated(tree, name, lambda one: read_masks(one, ignore))
+        wanted = {one.name for one in parse_targets(spec.text("target")) or ()}
+        return _annotated(tree, name, lambda one: read_masks(one, ignore, present="present" in wanted))
     if kind == "keypoints":
         return _annotated(tree, name, lambda one: read_keypoints(one, find_keypoints(one)))
     return _class_folders(tree, name)

@@ -11,13 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probekit.data.annotations import IGNORE, Mask, Problem, stack
-from probekit.data.folders import IMAGE_SUFFIXES, Tree
+from probekit.data.folders import IMAGE_SUFFIXES, MASK_FOLDERS, Tree
 from probekit.data.splits import role_of
 from probekit.data.targets import Target
 from probekit.errors import DataError
 
 IMAGE_FOLDERS = ("images", "image", "img", "JPEGImages")
-MASK_FOLDERS = ("masks", "mask", "labels", "semantic", "segmentation", "annotations", "SegmentationClass")
 # What a class is called whose pixels count for none.
 VOID = re.compile(r"void|ignore|unlabel(l)?ed|background_ignore")
 
@@ -39,12 +38,17 @@ def find_masks(tree: Tree) -> dict[str, str]:
     return {name: masks[key] for key, name in images if key in masks}
 
 
-def read_masks(tree: Tree, ignore: int | None) -> dict[str, Any]:
+def read_masks(tree: Tree, ignore: int | None, *, present: bool = False) -> dict[str, Any]:
     """Read images with masks, ``ROLE/images`` beside ``ROLE/masks``, or without roles.
 
     Classes come from ``classes.json`` (a list, or numbers → names) at the root or in the split; without it
-    they are the numbers from 0 to the largest of a pass over all masks. A class called void or unlabelled, or
+    they are the numbers found in a pass over all masks. A class called void or unlabelled, or
     the number ``ignore``, counts for none.
+
+    Args:
+        tree: The files.
+        ignore: A number that counts for no class.
+        present: Also read every mask and say which classes it has, as labels for a probe.
 
     Returns:
         ``names``, ``roles``, ``targets`` and ``problems``.
@@ -79,18 +83,21 @@ def read_masks(tree: Tree, ignore: int | None) -> dict[str, Any]:
         if lonely
         else ()
     )
+    target = Target(stack(maps), "masks", tuple(kept.values()))
     return {
         "names": list(pairs),
-        "roles": [
-            next((role for part in name.split("/")[:-1] if (role := role_of(part))), None) for name in pairs
-        ],
-        "targets": {"masks": Target(stack(maps), "masks", tuple(kept.values()))},
+        "roles": [_role(name) for name in pairs],
+        "targets": {"masks": target, **({"present": _present(target)} if present else {})},
         "problems": problems,
     }
 
 
-def classes_in_masks(target: Target) -> Target:
-    """Return which classes each mask has: a pass over all of them, as a multilabel target."""
+def _role(name: str) -> str | None:
+    return next((role for part in name.split("/")[:-1] if (role := role_of(part))), None)
+
+
+def _present(target: Target) -> Target:
+    """Return which classes each mask has, as labels: a pass over all of them."""
     present = np.zeros((len(target), target.n_classes), np.bool_)
     for row, mask in enumerate(target.values):
         found = np.unique(mask.read())

@@ -11,7 +11,7 @@ Data are written ``SOURCE[,key=value…]``. SOURCE is
 - COCO's JSON (boxes, polygons, key points), PASCAL VOC, folders of images and masks, tables of key points,
   in a folder or zip: see ``probekit.data.coco``, ``voc``, ``mask_folders`` and ``keypoints``. The files tell
   which it is; ``format=`` says it where there are several, ``annotations=`` which JSON files are meant,
-  ``ignore=`` which number in a mask counts for no class;
+  ``ignore=`` which number in a mask counts for no class; ``target=present`` reads which classes masks have;
 - WebDataset's tar shards, as ``shards/train-{000..003}.tar``, a pattern, or a folder of them;
 - a folder that Hugging Face's ``datasets`` saved to disk (needs the extra ``[hf]``);
 - ``torchvision/CLASS,root=DIR``: a data set of torchvision by its class's name, never downloaded;
@@ -69,7 +69,7 @@ def open_images(
         name: Short name used in tables; by default that of the file or folder, or the word.
         split: Keep this split only, after splits are completed.
         role: Give every image this split, instead of dividing data that name no splits.
-        divide: Whether to divide data that name no splits; else all of them are ``test``.
+        divide: Whether to hold images out where no test split is named; else what names none is ``test``.
         target: Targets to keep, in order, the first being the default: ``COLUMN[+COLUMN…][:KIND]``, several
             by commas or as a list. KIND is ``class``, ``multilabel`` or ``continuous``.
         seed: Seed of splits and limits; for ``shapeworld`` also of the images.
@@ -158,8 +158,8 @@ def _roles(listing: Listing, spec: DataSpec, labels: NDArray[np.int64] | None, s
                 "role= for data that name no splits", f"splits of their own in {spec.source}", "Use split="
             )
         return [role] * len(listing.ids)
-    if spec.choice("divide", ("yes", "no")) == "no" and not any(listing.roles):
-        return ["test"] * len(listing.ids)
+    if spec.choice("divide", _YES) == "no":
+        return [named or "test" for named in listing.roles]
     return complete_roles(listing.roles, labels, seed)
 
 

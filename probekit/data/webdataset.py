@@ -28,6 +28,7 @@ from probekit.data.splits import role_of
 from probekit.errors import DataError
 
 TAR = ".tar"
+BLOCK = 512
 LABELS = (".cls", ".txt", ".json")
 
 
@@ -168,6 +169,7 @@ def _samples(shard: Path, problems: Problems) -> dict[str, dict[str, Member]]:
     """Read the headers of one shard: key → suffix → member, in order."""
     found: dict[str, dict[str, Member]] = {}
     try:
+        _check_end(shard)
         with tarfile.open(shard, "r:") as archive:
             for one in archive:
                 path = PurePosixPath(one.name)
@@ -185,12 +187,31 @@ def _samples(shard: Path, problems: Problems) -> dict[str, dict[str, Member]]:
                     raise DataError(f"each name once in {shard}", one.name, "Remove one")
                 files[f"{dot}{suffix.lower()}"] = Member(shard, one.offset_data, one.size, one.name)
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        packed = shard.open("rb").read(2) == b"\x1f\x8b" if shard.is_file() else False
+        packed = shard.is_file() and _first_bytes(shard) == b"\x1f\x8b"
         todo = (
             "Unpack it with gunzip: packed shards cannot be read out of order" if packed else "Copy it again"
         )
         raise DataError(f"a whole tar file in {shard}", str(error)[:80], todo) from error
     return found
+
+
+def _check_end(shard: Path) -> None:
+    """Refuse a shard that is cut short: tarfile would end at the cut without a word.
+
+    Raises:
+        tarfile.TarError: If it does not end in a block of zeros, as every archive does.
+    """
+    size = shard.stat().st_size
+    with shard.open("rb") as opened:
+        opened.seek(max(0, size - BLOCK))
+        last = opened.read()
+    if size % BLOCK or last.strip(b"\0"):
+        raise tarfile.TarError("it ends without its closing block")
+
+
+def _first_bytes(path: Path) -> bytes:
+    with path.open("rb") as opened:
+        return opened.read(2)
 
 
 def _fields(files: dict[str, Member], shard: Path) -> dict[str, str]:

@@ -273,7 +273,7 @@ def test_mistyped_path_is_answered_with_its_neighbours(pets):
     with pytest.raises(InputError, match="near: pets"):
         open_images(pets.parent / "pest")
     (pets.parent / "x.rar").write_bytes(b"")
-    with pytest.raises(InputError, match=r"the file .*x\.tar"):
+    with pytest.raises(InputError, match=r"the file .*x\.rar"):
         open_images(pets.parent / "x.rar")
 
 
