@@ -21,26 +21,33 @@ _HOMES = {
     "ProbekitError": "probekit.errors",
     "ResultTable": "probekit.results.table",
     "Tap": "probekit.taps.tap",
+    "describe_images": "probekit.data.description",
     "extract": "probekit.features.extraction",
+    "inspect_checkpoint": "probekit.backbones.inspection",
     "list_layers": "probekit.taps.layers",
     "load_backbone": "probekit.backbones.loading",
     "open_images": "probekit.data.readers",
     "probe": "probekit.probes.sweep",
     "record": "probekit.taps.record",
     "stream": "probekit.features.streaming",
+    "unfold": "probekit.features.statistics",
+    "verify": "probekit.verification.verdict",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]
 
 if TYPE_CHECKING:
     from probekit.backbones.backbone import Backbone as Backbone
+    from probekit.backbones.inspection import inspect_checkpoint as inspect_checkpoint
     from probekit.backbones.loading import load_backbone as load_backbone
+    from probekit.data.description import describe_images as describe_images
     from probekit.data.images import ImageSet as ImageSet
     from probekit.data.readers import open_images as open_images
     from probekit.data.transforms import Preprocessing as Preprocessing
     from probekit.errors import ProbekitError as ProbekitError
     from probekit.features.extraction import extract as extract
     from probekit.features.features import Features as Features
+    from probekit.features.statistics import unfold as unfold
     from probekit.features.streaming import stream as stream
     from probekit.plan import Plan as Plan
     from probekit.probes.sweep import probe as probe
@@ -49,6 +56,7 @@ if TYPE_CHECKING:
     from probekit.taps.layers import list_layers as list_layers
     from probekit.taps.record import record as record
     from probekit.taps.tap import Tap as Tap
+    from probekit.verification.verdict import verify as verify
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name stands for

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,15 @@ def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyte
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("PROBEKIT_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def log_level() -> Iterator[None]:
+    """Put back the level of probekit's log, which the command line sets for its process."""
+    log = logging.getLogger("probekit")
+    before = log.level
+    yield
+    log.setLevel(before)
 
 
 # Where CI is set, property tests draw the same examples every time: a new find belongs to a developer's run

@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 FOLDER = ROOT / "analyses" / "backbones"
 V1 = f"{FOLDER / 'mobilenet_v1.py'}:mobilenet_v1_025"
 FACE = f"{FOLDER / 'mobilenet_v1.py'}:retinaface_body"
-V2 = f"{FOLDER / 'mobilenet_v2.py'}:mobilenet_v2_same"
+V2 = "mobilenetv2_100_same"
 SHUFFLE = f"{FOLDER / 'shufflenet_v2.py'}:shufflenet_v2_05"
 ENCODER = f"{FOLDER / 'autoencoder.py'}:encoder"
 

@@ -33,7 +33,7 @@ def read_labels(classes: Sequence[str], outputs: int) -> dict[str, NDArray[np.in
     Examples:
         >>> {words: numbers.tolist() for words, numbers in read_labels(["cat", "dog"], 2).items()}
         {'classes in their order': [0, 1]}
-        >>> {words: numbers.tolist() for words, numbers in read_labels(["3", "7"], 9).items()}
+        >>> {words: numbers.tolist() for words, numbers in read_labels(["3", "7"], 12).items()}
         {'class names are output numbers': [3, 7]}
     """
     whole = [int(name) for name in classes if re.fullmatch(r"\d{1,6}", name)]

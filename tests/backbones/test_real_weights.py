@@ -16,7 +16,6 @@ from probekit.backbones.checkpoint import open_checkpoint
 from probekit.backbones.formats import load_weights
 from probekit.backbones.loading import find_wheel, load_backbone
 from probekit.errors import CheckpointCoverage
-from tests.conftest import ROOT
 
 pytestmark = pytest.mark.weights
 HANDFUL = 24
@@ -88,13 +87,14 @@ def test_the_wheel_is_recognised_and_its_order_plays_no_part():
         assert torch.equal(value, backbone.module.state_dict()[name]), name
 
 
-SAME = f"{ROOT / 'analyses' / 'backbones' / 'mobilenet_v2.py'}:mobilenet_v2_same"
+SAME = "mobilenetv2_100_same"
+HALF = "mean=0.5/0.5/0.5,std=0.5/0.5/0.5,interpolation=bicubic"
 
 
 def test_half_precision_weights_with_a_background_class_classify(shared_data, imagenet):
     images, labels = imagenet
     path = shared_data / "checkpoints" / "imagenet_mobilenetv2_100_qat_fp16.pth"
-    backbone = load_backbone(f"{SAME}:{path}")
+    backbone = load_backbone(f"{SAME}:{path},{HALF}")
     assert backbone.module.classifier.out_features == 1001
     assert backbone.has_head
     assert backbone.module.conv_stem.weight.dtype == torch.float32
