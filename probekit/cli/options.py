@@ -27,8 +27,8 @@ Data = Annotated[
     typer.Option(
         "--data",
         "-d",
-        help="Folder or zip of class folders, COCO, VOC, masks or key points, .npz, .csv or .parquet manifest, "
-        "tar shards, torchvision/CLASS, digits, shapeworld/WORLD; options after a comma, as in "
+        help="Folder or zip of class folders, COCO, VOC, masks or key points, .npz, .csv or .parquet "
+        "manifest, tar shards, torchvision/CLASS, digits, shapeworld/WORLD; options after a comma, as in "
         "shapeworld/source,train=2000,test=1000.",
     ),
 ]
