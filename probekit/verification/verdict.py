@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from html import escape
@@ -96,7 +96,8 @@ class Verification:
         return "\n".join([*parts, *self.notes, self.verdict])
 
     def _repr_html_(self) -> str:
-        return f"<p>{escape(self.verdict)}</p>{self._shown().to_html(index=False)}"
+        table = self._shown().to_html(index=False) if len(self.table) else ""
+        return f"<p>{escape(self.verdict)}</p>{table}"
 
     def _shown(self) -> pd.DataFrame:
         """Return the table with intervals beside their values, as text."""
@@ -129,7 +130,7 @@ def verify(
         model: A model in words, or a backbone.
         data: Images in words, or an ImageSet; all splits are used. For the classifier they must be of the
             classes it was trained on.
-        target: The class target; None takes the first.
+        target: The class target; None takes the first, if the classifier can be asked for its classes.
         limit: At most this many images, spread evenly.
         seed: Seed of the resampling.
         device: Where it runs; None is the CPU.
@@ -143,9 +144,16 @@ def verify(
     backbone = model if isinstance(model, Backbone) else load_backbone(model, device=device or "cpu")
     images = _spread(data if isinstance(data, ImageSet) else open_images(data, divide=False), limit)
     labels = _class_target(images, target)
-    if backbone.has_head and labels is not None:
-        return _by_classifier(backbone, images, labels, seed)
     why = "it has no trained classifier" if not backbone.has_head else f"{images.name} has no classes"
+    if backbone.has_head and labels is not None:
+        try:
+            readings = read_labels(labels.classes, _outputs(backbone))
+        except InputError as error:
+            if target is not None:
+                raise
+            why = f"its classifier cannot be asked (expected {error.expected}; got {error.came})"
+        else:
+            return _by_classifier(backbone, images, labels, readings, seed)
     path = None if is_folded(backbone.module) else first_batch_norm(backbone)
     if path is None:
         return _unknown(backbone, images, why)
@@ -181,10 +189,14 @@ def _class_target(images: ImageSet, name: str | None) -> Target | None:
     return found
 
 
-def _by_classifier(backbone: Backbone, images: ImageSet, labels: Target, seed: int) -> Verification:
+def _by_classifier(
+    backbone: Backbone,
+    images: ImageSet,
+    labels: Target,
+    readings: Mapping[str, NDArray[np.int64]],
+    seed: int,
+) -> Verification:
     stated = Candidate(backbone.preprocessing)
-    outputs = _outputs(backbone)
-    readings = read_labels(labels.classes, outputs)
     pixels = Pixels(images)
     first = predict(backbone, pixels, stated, f"{backbone.name}: as stated")
     accuracies = {words: float((first == places[labels.values]).mean()) for words, places in readings.items()}
@@ -210,7 +222,7 @@ def _by_classifier(backbone: Backbone, images: ImageSet, labels: Target, seed: i
         ]
         if fitting:
             best = tried[-max(fitting)[1]]  # of equals, the first
-    chance = _chance(first, wanted, outputs)
+    chance = _chance(first, wanted, _outputs(backbone))
     notes = (
         f"labels read as: {reading}",
         f"by chance {chance:.3f}: the accuracy of these predictions with the labels shuffled",

@@ -144,9 +144,23 @@ def test_nothing_is_said_where_nothing_can_be_known():
     assert found.basis == "nothing"
     assert "Nothing can be said" in str(found)
     assert found.facts()["candidates"] == []
+    assert "Nothing can be said" in found._repr_html_()
     folded = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     nn.init.constant_(folded[1].bias, 1.0)
     assert "folded" in verify(Backbone.from_module(folded, preprocessing=HALF), photographs()).verdict
+
+
+def test_images_of_other_classes_are_held_against_batch_norm_unless_asked_for():
+    images = photographs()
+    pixels = np.stack([np.asarray(images.image(place)) for place in range(len(images))])
+    five = ImageSet.from_arrays("five", pixels, [str(place % 5 + 10) for place in range(len(images))])
+    body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
+    backbone = Backbone.from_module(body, preprocessing=HALF, classifier="3")
+    found = verify(backbone, five)
+    assert found.basis == "batch norm"
+    assert "classifier cannot be asked" in found.notes[0]
+    with pytest.raises(InputError, match="2 outputs"):
+        verify(backbone, five, target="class")
 
 
 def test_a_target_that_is_no_class_is_refused():
