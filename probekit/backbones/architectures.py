@@ -9,7 +9,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -266,7 +266,7 @@ def _build_timm(arch: str, n_classes: int | None, size: int | None) -> nn.Module
 
 
 def _build_own(place: str, function: str) -> nn.Module:
-    log.warning("Building the backbone runs your code: %s of %s", function, place)
+    announce(place, function)
     source = _run_file(Path(place).expanduser()) if place.endswith(".py") else _import(place)
     made = getattr(source, function, None)
     if not callable(made):
@@ -284,6 +284,12 @@ def _build_own(place: str, function: str) -> nn.Module:
             f"an nn.Module from {function} of {place}", type(module).__name__, "Return the module itself"
         )
     return module
+
+
+@cache
+def announce(place: str, function: str) -> None:
+    """Say once in a process whose code is run; random draws build an architecture again and again."""
+    log.warning("Building the backbone runs your code: %s of %s", function, place)
 
 
 def _run_file(path: Path) -> Any:  # noqa: ANN401 - a module
