@@ -264,15 +264,21 @@ def token_facts(module: nn.Module) -> dict[str, Any]:
         last = whole and str(getattr(output, "value", output)) == "NHWC"
         if whole and (last or type(one).__module__ == "torchvision.models.swin_transformer"):
             return {"channels_last": True, "prefix_tokens": None, "has_class_token": False}
-        has_class_token = any(isinstance(getattr(one, word, None), torch.Tensor) for word in CLASS_TOKENS)
+        has_class_token = any(_is_tensor(one, word) for word in CLASS_TOKENS)
         if any(hasattr(one, word) for word in LATE_CLASS_TOKEN):
             return _tokens(0, False)
         if whole and isinstance(prefix, int):
             return _tokens(prefix, has_class_token)
         if has_class_token:
-            extra = [getattr(one, word, None) for word in EXTRA_TOKENS]
-            return _tokens(1 + sum(each.shape[-2] for each in extra if isinstance(each, torch.Tensor)), True)
+            # Of one tensor several tokens may be made: PiT keeps its distillation token with the class token.
+            words = (next(word for word in CLASS_TOKENS if _is_tensor(one, word)), *EXTRA_TOKENS)
+            tensors = [getattr(one, word) for word in words if _is_tensor(one, word)]
+            return _tokens(sum(each.shape[-2] if each.dim() > 1 else 1 for each in tensors), True)
     return {"channels_last": False, "prefix_tokens": None, "has_class_token": False}
+
+
+def _is_tensor(module: nn.Module, word: str) -> bool:
+    return isinstance(getattr(module, word, None), torch.Tensor)
 
 
 def _tokens(prefix: int, has_class_token: bool) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class Layouts:
         if len(shape) == 2:
             return Layout("NC")
         if len(shape) == 3:
-            return self._tokens(value)
+            return self._tokens(path, value)
         return Layout(self._map_axes(path, value)) if len(shape) == 4 else Layout(UNKNOWN)
 
     def is_readable(self, path: str) -> bool:
@@ -89,8 +89,11 @@ class Layouts:
         contradicted = channels is not None and channels == there and channels != here
         return UNKNOWN if contradicted else axes
 
-    def _tokens(self, value: Value) -> Layout:
+    def _tokens(self, path: str, value: Value) -> Layout:
         axes, declared = self._told.get(value.number), self._backbone.prefix_tokens
+        channels = self._declared_channels.get(path)
+        if axes is None and channels == value.shape[2] != value.shape[1]:
+            axes = "NLC"  # as timm declares it where no module tells, such as ResMLP's affine layers
         if axes not in (None, "NLC") or (axes is None and declared is None):
             return Layout(UNKNOWN)
         length = value.shape[1]

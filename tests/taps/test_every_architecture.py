@@ -17,9 +17,10 @@ SAMPLE = (
     "levit_128s",
     "mobilevitv2_050",
     "nest_tiny_jx",
-    "pit_ti_224",
+    "pit_ti_distilled_224",
     "regnety_002",
     "repvit_m0_9",
+    "resmlp_12_224",
     "test_vit4",
     "xcit_nano_12_p8_224",
 )
