@@ -9,9 +9,13 @@ Source: timm's own declarations; design of the taps in ``decisions/0002-plain-ho
 
 Command: ``probekit run analyses/timm_sweep.py --out reports/timm_sweep``
 
-Minutes: about 60 on one core; finished names are kept and found again.
+Minutes: about 55 on one core; finished names are kept and found again.
 
-Expected: at least 95 % of the names right in every check.
+Expected (measured, timm 1.0.31, 1,371 names): levels 100 %, penultimate 99.7 %, early stop 99.3 %, layers
+99.1 %, strides 99.0 %, readouts 98.9 % right; 121 names of more than 350 million parameters are checked by
+shapes only. Wrong are CoaT and CrossViT with a dagger (readouts), SelecSLS60 and 84 (a stage without a block
+of its own), CLIP's ResNets (tokens of the attention pooling) and networks for many sizes (Gemma4, DeepSeek).
+PiT with distillation and ResMLP, wrong in the committed report, were mended after it.
 
 Would falsify it: a name that is wrong and not listed with its reason, or a share below 95 %.
 """
@@ -83,13 +87,11 @@ def draw(tables: dict[str, ResultTable]) -> dict[str, Figure]:
     with styled():
         figure = new_figure(6.4, 2.8)
         axes = figure.subplots()
-        axes.barh(frame["target"], frame["value"], color="#4477aa")
+        axes.plot(frame["value"], frame["target"], "o", color="#4477aa")
         for place, (share, count) in enumerate(zip(frame["value"], frame["n"], strict=True)):
-            axes.text(
-                min(share, 1.0) - 0.005, place, f"{share:.1%} of {count}", ha="right", va="center", color="w"
-            )
+            axes.text(share - 0.002, place, f"{share:.1%} of {count}", ha="right", va="center")
         axes.axvline(0.95, color="black", linewidth=0.8, linestyle="--")
-        axes.set(xlim=(0.8, 1.0), xlabel="Share of timm's architectures that are right", ylabel="")
+        axes.set(xlim=(0.93, 1.002), xlabel="Share of timm's architectures that are right", ylabel="")
         axes.invert_yaxis()
         strip_axes(axes)
         return {
