@@ -46,6 +46,8 @@ COMMON_KEYS = (
     "skip_unreadable",
     "seen_in_pretraining",
 )
+# More JSON files than this are notes on single images: they are not read to tell the format.
+MOST_JSON = 20
 FORMATS = ("class_folders", "coco", "voc", "masks", "keypoints")
 
 
@@ -153,10 +155,11 @@ def _only_format(tree: Tree) -> str:
     Raises:
         InputError: If there are the files of several.
     """
+    texts = [path for path in tree.files if path.endswith(".json")]
     found = [
         name
         for name, there in {
-            "coco": any(is_coco(tree, path) for path in tree.files if path.endswith(".json")),
+            "coco": len(texts) <= MOST_JSON and any(is_coco(tree, path) for path in texts),
             "voc": is_voc(tree),
             "masks": bool(find_masks(tree)),
             "keypoints": bool(find_keypoints(tree)),

@@ -89,6 +89,15 @@ def test_a_zip_reads_like_the_folder_and_the_digest_sees_the_boxes(small, tmp_pa
     assert [len(boxes) for boxes in chosen.targets["boxes"].values] == [0, 1]
 
 
+def test_many_notes_beside_images_are_not_read_to_tell_the_format(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for place in range(15):
+            Image.new("RGB", (4, 4)).save(tmp_path / name / f"{place}.png")
+            (tmp_path / name / f"{place}.json").write_text('{"images": 1, "annotations": 2}')
+    assert open_images(tmp_path).targets["class"].classes == ("cat", "dog")
+
+
 def test_one_file_alone_with_its_root(small):
     images = open_images(f"{small / 'train' / 'instances.json'},divide=no")
     assert len(images) == 2
