@@ -11,7 +11,7 @@ Command: ``probekit run analyses/timm_sweep.py --out reports/timm_sweep``
 
 Minutes: about 55 on one core; finished names are kept and found again.
 
-Expected (measured, timm 1.0.31, 1,371 names): levels 100 %, penultimate 99.7 %, early stop 99.3 %, layers
+Expected: (measured with timm 1.0.31, 1,371 names) levels 100 %, penultimate 99.7 %, early stop 99.3 %, layers
 99.1 %, strides 99.0 %, readouts 98.9 % right; 121 names of more than 350 million parameters are checked by
 shapes only. Wrong are CoaT and CrossViT with a dagger (readouts), SelecSLS60 and 84 (a stage without a block
 of its own), CLIP's ResNets (tokens of the attention pooling) and networks for many sizes (Gemma4, DeepSeek).

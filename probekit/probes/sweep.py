@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from probekit.backbones.backbone import Backbone
 
 # Changes whenever a stored cell would no longer hold what the code computes.
-CELL_FORMAT = 1
+CELL_FORMAT = 2
 
 
 @dataclass(frozen=True)
