@@ -123,6 +123,8 @@ def _default_role(places: Sequence[Place], roles: Sequence[str]) -> str | None:
         return None
     if any(re.search(r"(^|_)student(_|$)", word) for word in words):
         return "ema"
+    if "query_backbone" in words:
+        return "ema"  # lightly's MoCo evaluates the momentum copy, which it calls backbone
     if words & {"state_dict_ema", "model_ema"}:
         return "ema"
     return "online"

@@ -100,9 +100,9 @@ SIGNS: tuple[_Sign, ...] = (
         (_START + r"backbone\.", _START + r"projector\.", r"module\.bn\.running_mean$"),
     ),
     _Sign(
-        Family("lightly", "the online backbone is evaluated, of DINO the teacher", BILINEAR),
+        Family("lightly", "the online backbone is evaluated, of DINO and MoCo its moving average", BILINEAR),
         (
-            r"(^|/)(backbone|student_backbone)\.",
+            r"(^|/)(backbone|student_backbone|teacher_backbone)\.",
             r"(^|/)(projection_head|prediction_head|online_classifier|knn_classifier|student_backbone|key_backbone"
             r"|teacher_backbone)",
         ),
@@ -203,7 +203,9 @@ def _hugging_face(config: Mapping[str, Any], found: Family, path: Path | None) -
     name = f"Hugging Face {kind}" if isinstance(kind, str) else "Hugging Face"
     beside = None if path is None or not path.is_dir() else path / PROCESSOR
     stated = _read_processor(beside) if beside is not None and beside.is_file() else None
-    return Family(name, found.note, stated or found.preprocessing)
+    note = f"{found.note}; " if found.note else ""
+    note += "images that are not square are cropped, where its own code may squash them" if stated else ""
+    return Family(name, note.removesuffix("; "), stated or found.preprocessing)
 
 
 def _read_processor(path: Path) -> Preprocessing | None:

@@ -27,7 +27,7 @@ EXTRA = re.compile(
     r"(fc|heads?|head_dist|classifier|last_linear|linear|last_layer|pooler"
     r"|\w*project(or|ion)\w*|\w*predict(or|ion)\w*|prototypes\w*|queue\w*|decoder\w*|dino\w*|ibot\w*"
     r"|mask_token|masked_embed|\w*(teacher|student|momentum)\w*|(\w+_)?ema|encoder_[qk]|key_\w+|target_\w+"
-    r"|online_\w+|knn_\w+|neck|n_averaged)"
+    r"|online_\w+|query_\w+|knn_\w+|neck|n_averaged|data_preprocessor)"
 )
 # Barlow Twins normalises what its projector returns by a layer of its own, beside the backbone.
 PROJECTOR_NORM = re.compile(r"(module\.)?bn\.\w+")
@@ -306,8 +306,8 @@ def _fill(module: nn.Module, place: Place, targets: Targets) -> tuple[set[str], 
             for name in entries:
                 if name not in filled:
                     state[name].zero_()
-    main = next(iter(targets.head.values()), {})
-    return filled, bool(main) and all(name in filled for name in main), notes
+    wanted = [name for entries in targets.head.values() for name in entries]
+    return filled, bool(wanted) and all(name in filled for name in wanted), notes
 
 
 def _fill_head(module: nn.Module, place: Place, targets: Targets) -> tuple[list[str], tuple[str, ...]]:

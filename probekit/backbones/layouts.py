@@ -195,7 +195,10 @@ LAYOUTS: tuple[Layout, ...] = (
             r"(?:layernorm|norm)" + _WB: r"norm.\1",
             r"pooler\..*": None,
         },
-        outside={r"(?:classifier|cls_classifier)" + _WB: r"head.\1"},
+        outside={
+            r"(?:classifier|cls_classifier)" + _WB: r"head.\1",
+            r"distillation_classifier" + _WB: r"head_dist.\1",
+        },
         edits=(fuse_qkv, _merge_registers),
     ),
     # transformers: DINOv3 ViT
@@ -250,8 +253,9 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
     # OpenAI's CLIP and OpenCLIP's own ViT
     Layout(
-        "CLIP ViT",
-        r"transformer\.resblocks\.0\.ln_1\.weight",
+        "CLIP ViT, whose activation leaves no mark in the weights: OpenAI's is QuickGELU",
+        # The text tower has blocks of the same names, and may have the same sizes.
+        r"class_embedding",
         {
             r"class_embedding": "cls_token",
             r"positional_embedding": "pos_embed",
@@ -268,6 +272,11 @@ LAYOUTS: tuple[Layout, ...] = (
             r"proj": None,
         },
         edits=(_shape_clip,),
+    ),
+    Layout(
+        "VISSL ViT, whose layer norms have an epsilon of 1e-5 where timm's have 1e-6",
+        r"pos_embedding",
+        {r"class_token": "cls_token", r"pos_embedding": "pos_embed"},
     ),
     # DINOv2 trained with block_chunks > 0
     Layout("blocks in chunks", r"blocks\.0\.0\.norm1\.weight", {}, edits=(flatten_chunks,)),

@@ -143,7 +143,7 @@ def _drops_biases(state: StateDict, renamed: Mapping[str, torch.Tensor]) -> bool
     return any(
         name.endswith(".qkv.bias")
         and name not in renamed
-        and name.replace("qkv.bias", "q_bias") not in renamed
+        and not {name.replace("qkv.bias", "q_bias"), name.replace("qkv.bias", "q.bias")} & renamed.keys()
         and bool(tensor.any())
         for name, tensor in state.tensors.items()
     )

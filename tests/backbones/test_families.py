@@ -170,6 +170,36 @@ MORE = [
         body(V),
     ),
     ("DINO", {**DINO, "teacher": at("module.backbone.", body(W))}, vit, body(W)),
+    (
+        "lightly",
+        {
+            "state_dict": {
+                **at("backbone.", BODY),
+                **at("query_backbone.", OTHER),
+                **linear("query_projection_head.0", 9, 16),
+                **linear("online_classifier", 9, 16),
+            }
+        },
+        resnet,
+        BODY,
+    ),
+    (
+        "VISSL",
+        {
+            "classy_state_dict": {
+                "base_model": {
+                    "model": {
+                        "trunk": {
+                            {"cls_token": "class_token", "pos_embed": "pos_embedding"}.get(name, name): one
+                            for name, one in body(V).items()
+                        }
+                    }
+                }
+            }
+        },
+        vit,
+        body(V),
+    ),
 ]
 
 

@@ -79,7 +79,9 @@ SAME = [
 @pytest.mark.parametrize(("name", "make", "settings", "prefix"), SAME, ids=[row[0] for row in SAME])
 def test_renamed_it_computes_the_same(name, make, settings, prefix):
     theirs, ours = draw(make(), 3), vit(**settings)
-    text = {"transformer.resblocks.0.ln_1.weight": torch.ones(8)} if "visual" in prefix else {}
+    # A text tower of the same width and depth is no second branch.
+    tower = at(prefix.replace("visual.", ""), theirs) if "visual" in prefix else {}
+    text = {name: one for name, one in tower.items() if "resblocks" in name}
     report, has_head = load_weights(ours, {"state_dict": {**at(prefix, theirs), **text}}, source="a.pth")
     with torch.no_grad():
         torch.testing.assert_close(ours.forward_features(IMAGES), theirs(IMAGES), rtol=1e-4, atol=1e-5)
@@ -240,3 +242,56 @@ def test_dinov3_biases_that_are_not_zero_are_not_dropped():
     weights["blocks.1.attn.qkv.bias"] = torch.ones(3 * 48)
     with pytest.raises(CheckpointCoverage):
         load_weights(dinov3(2), weights, source="a.pth", arch="vit_small_patch16_dinov3")
+
+
+def test_deits_second_classifier_comes_along_or_there_is_none():
+    theirs = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=5, depth=1)
+    weights = draw(theirs, 1).state_dict()
+    names = {"head.": "cls_classifier.", "head_dist.": "distillation_classifier."}
+    both = {
+        next((new + name[len(old) :] for old, new in names.items() if name.startswith(old)), name): one
+        for name, one in weights.items()
+    }
+    ours = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=3, depth=1)
+    hugging = {}
+    for name, one in both.items():
+        if ".qkv." in name:
+            path, kind = name.replace("blocks.", "deit.encoder.layer.").split(".attn.qkv.")
+            for part, value in zip(("query", "key", "value"), one.chunk(3), strict=True):
+                hugging[f"{path}.attention.attention.{part}.{kind}"] = value
+            continue
+        name = name.replace("blocks.", "encoder.layer.").replace("attn.proj", "attention.output.dense")
+        name = name.replace("mlp.fc1", "intermediate.dense").replace("mlp.fc2", "output.dense")
+        name = name.replace("norm1", "layernorm_before").replace("norm2", "layernorm_after")
+        name = {"norm.weight": "layernorm.weight", "norm.bias": "layernorm.bias"}.get(name, name)
+        name = name.replace("patch_embed.proj", "embeddings.patch_embeddings.projection")
+        name = {
+            "cls_token": "embeddings.cls_token",
+            "dist_token": "embeddings.distillation_token",
+            "pos_embed": "embeddings.position_embeddings",
+        }.get(name, name)
+        hugging[name if "classifier" in name else f"deit.{name}"] = one
+    _, has_head = load_weights(ours, hugging, source="a.pth", arch="deit_tiny_distilled_patch16_224")
+    assert has_head
+    assert torch.equal(ours.head_dist.weight, weights["head_dist.weight"])
+    alone = {name: one for name, one in hugging.items() if "distillation_classifier" not in name}
+    other = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=3, depth=1)
+    _, has_head = load_weights(other, alone, source="a.pth", arch="deit_tiny_distilled_patch16_224")
+    assert not has_head
+
+
+def test_xcits_biases_are_carried_over_by_timms_rules():
+    ours = timm.create_model("xcit_nano_12_p16_224", depth=2, num_classes=0)
+    theirs = draw(timm.create_model("xcit_nano_12_p16_224", depth=2, num_classes=0), 3)
+    published, parts = {}, {}
+    for name, one in theirs.state_dict().items():
+        path, _, kind = name.rpartition(".")
+        if "cls_attn_blocks" in name and path.rpartition(".")[2] in {"q", "k", "v"}:
+            parts.setdefault((path[:-1], kind), []).append(one)
+        else:
+            published[name.replace("pos_embed.", "pos_embeder.")] = one
+    published |= {f"{path}qkv.{kind}": torch.cat(values) for (path, kind), values in parts.items()}
+    load_weights(ours, published, source="a.pth", arch="xcit_nano_12_p16_224")
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval()(images), theirs(images))
