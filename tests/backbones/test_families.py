@@ -221,7 +221,10 @@ def test_more_layouts_are_told_and_filled(name, opened, make, expected):
     assert report.unexpected == ()
 
 
-@pytest.mark.parametrize(("name", "opened", "make", "expected"), MORE, ids=[row[0] for row in MORE])
+EVERY = [*MORE, *(row[:4] for row in LAYOUTS)]
+
+
+@pytest.mark.parametrize(("name", "opened", "make", "expected"), EVERY, ids=[row[0] for row in EVERY])
 def test_one_block_of_another_shape_is_refused_everywhere(name, opened, make, expected):
     def broken(value):
         if isinstance(value, dict):
