@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -42,8 +43,10 @@ def choose_device(wanted: str | None = None) -> torch.device:
     import torch
 
     if wanted is None:
-        kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device(kind)
+        if torch.cuda.is_available():
+            # One device a process, where torchrun starts several on a machine.
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     try:
         device = torch.device(wanted)
@@ -84,6 +87,35 @@ def one_thread() -> Iterator[None]:
         yield
 
 
+def rank() -> tuple[int, int]:
+    """Return which of how many processes this is, as ``torchrun`` says: ``RANK`` and ``WORLD_SIZE``.
+
+    Raises:
+        InputError: If the two are not numbers that fit each other.
+
+    Examples:
+        >>> rank()
+        (0, 1)
+    """
+    words = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    try:
+        number, count = (int(word) for word in words)
+    except ValueError:
+        number, count = -1, 0
+    if not 0 <= number < count:
+        raise InputError(
+            "RANK from 0 to WORLD_SIZE − 1", f"RANK={words[0]}, WORLD_SIZE={words[1]}", "Start with torchrun"
+        )
+    return number, count
+
+
+def cores() -> int:
+    """Return how many CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def keep_freed_memory() -> bool:
     """Let glibc keep the memory of freed activations instead of returning it to the system.
 
@@ -101,10 +133,18 @@ def keep_freed_memory() -> bool:
     return all(taken)
 
 
-def engine_facts(device: torch.device, batch_size: int) -> dict[str, Any]:
+def engine_facts(
+    device: torch.device, batch_size: int, *, path: str = "eager", precision: str = "float32"
+) -> dict[str, Any]:
     """Return what decides the last bits of an activation, for the manifest of a feature store.
 
     Two runs whose facts are equal give equal bytes; no time, host or process stands in them.
+
+    Args:
+        device: Where it computes.
+        batch_size: Images a forward pass.
+        path: ``eager`` or ``fused``; see ``probekit.features.trial``.
+        precision: ``float32`` or ``bfloat16``.
     """
     import torch
 
@@ -115,8 +155,8 @@ def engine_facts(device: torch.device, batch_size: int) -> dict[str, Any]:
     elif device.type == "cuda":
         capability = torch.cuda.get_device_name(device)
     return {
-        "path": "eager",
-        "precision": "float32",
+        "path": path,
+        "precision": precision,
         "device": device.type,
         "capability": capability,
         "threads": torch.get_num_threads() if device.type == "cpu" else 0,

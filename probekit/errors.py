@@ -100,6 +100,10 @@ class StoreTooBig(FeatureError):
     """The features would not fit where they are to be kept."""
 
 
+class FusionImpossible(FeatureError):
+    """A forward pass cannot be traced, or cannot be rewritten without changing what it computes."""
+
+
 class SchemaMismatch(ProbekitError):
     """A result table does not follow the schema."""
 

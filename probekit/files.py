@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,6 +72,21 @@ def canonical_json(value: Any) -> str:  # noqa: ANN401 - any JSON value
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - any JSON value
     """Write indented JSON with sorted keys atomically."""
     write_text(path, json.dumps(value, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_json_once(path: Path, value: Any) -> None:  # noqa: ANN401 - any JSON value
+    """Write indented JSON with sorted keys, unless another process was there first: then its file stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        whole = Path(folder) / path.name
+        write_json(whole, value)
+        try:
+            os.link(whole, path)
+        except FileExistsError:
+            return
+        except OSError:  # a file system without hard links: as good as it gets there
+            if not path.exists():
+                whole.replace(path)
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401 - any JSON value

@@ -15,6 +15,10 @@ def extract(
     data: options.Data = None,
     taps: options.Taps = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or float16 [default: float32].")] = None,
+    precision: options.Precision = None,
+    engine: Annotated[
+        str | None, typer.Option(help="auto, eager or fused forward pass [default: auto, by a trial].")
+    ] = None,
     batch_size: options.BatchSize = None,
     export: Annotated[
         Path | None, typer.Option(help="Folder for one .npz (or .parquet) file a model, data set and tap.")
@@ -28,6 +32,8 @@ def extract(
     """Compute and keep features: every image passes once, every tap is read.
 
     Example: probekit extract -m resnet18:random -d digits -t stages,penultimate --export features/
+
+    On several devices or machines: torchrun --nproc-per-node 4 -m probekit extract … --store /shared/store
     """
     from probekit.errors import InputError
     from probekit.features.extraction import extract as compute
@@ -39,6 +45,8 @@ def extract(
         "data": data,
         "taps": options.split_taps(taps),
         "dtype": dtype,
+        "precision": precision,
+        "engine": engine,
         "batch_size": batch_size,
     }
     settings = dict(options.build_plan("extract", config, flags, changes).settings)

@@ -53,6 +53,10 @@ Store = Annotated[
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps [default: the best there is].")]
 Jobs = Annotated[int, typer.Option(min=1, help="Parallel workers for probes.")]
 BatchSize = Annotated[int | None, typer.Option(help="Images a forward pass [default: 64].")]
+Precision = Annotated[
+    str | None,
+    typer.Option(help="Of the forward pass: float32, or bfloat16 with its error stated [default: float32]."),
+]
 Smoke = Annotated[bool, typer.Option("--smoke", help="Shrink to seconds: few images, penalties and draws.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print what would be run, computed and written, and stop.")

@@ -30,6 +30,7 @@ def probe(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Fixes splits, permutations and draws [default: 0].")
     ] = None,
+    precision: options.Precision = None,
     batch_size: options.BatchSize = None,
     config: options.Config = None,
     changes: options.Changes = None,
@@ -55,6 +56,7 @@ def probe(
         "penalties": _numbers(penalties, float),
         "shots": _numbers(shots, int),
         "seed": seed,
+        "precision": precision,
         "batch_size": batch_size,
     }
     plan = options.build_plan("probe", config, flags, changes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +20,9 @@ from probekit.data.transforms import Preprocessing
 from probekit.errors import DataError, ImageUnreadable
 from probekit.files import digest_bytes, digest_json
 from probekit.progress import progress_bar
+
+if TYPE_CHECKING:
+    from probekit.data.kept import PixelMemory
 
 SEEN = ("yes", "no", "unknown")
 _DECODERS = 4
@@ -51,6 +54,7 @@ class ImageSet:
         contents: What stands for the content of each image (SHA-256 of its pixels; CRC-32 and size of a
             zip's member; path, size and time of a file), or None. With it, the digest of a selection
             depends on the images selected only.
+        memory: Pixels kept for the next model; see ``kept_pixels``.
 
     Raises:
         DataError: If lengths differ, ids repeat, or a role is unknown.
@@ -72,6 +76,7 @@ class ImageSet:
     spec: str | None = None
     contents: NDArray[np.str_] | None = None
     problems: tuple[Problem, ...] = ()
+    memory: PixelMemory | None = None
 
     def __post_init__(self) -> None:
         lengths = {"splits": len(self.splits), **{name: len(target) for name, target in self.targets.items()}}
@@ -142,10 +147,12 @@ class ImageSet:
             "splits": self.splits[chosen],
             "contents": None if self.contents is None else self.contents[chosen],
         }
+        memory = None if self.memory is None else self.memory.select(chosen)
         digest = (
             digest_json([self.digest, chosen.tolist()]) if self.contents is None else digest_images(**fields)
         )
-        return replace(self, **fields, source=selection(self.source, chosen), digest=digest, spec=None)
+        source = selection(self.source, chosen)
+        return replace(self, **fields, source=source, digest=digest, spec=None, memory=memory)
 
     def image(self, index: int) -> Image.Image:
         """Return one image in RGB: see ``probekit.data.decoding.as_rgb`` for the rules.
@@ -161,6 +168,8 @@ class ImageSet:
         Raises:
             ImageUnreadable: If it cannot be decoded.
         """
+        if self.memory is not None:
+            return self.memory.pixels(self, index, preprocessing)
         return preprocessing.pixels(self.image(index))
 
     def without_unreadable(self) -> ImageSet:

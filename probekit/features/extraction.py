@@ -7,8 +7,10 @@ import importlib.util
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from probekit.compute import (
     choose_device,
     engine_facts,
     keep_freed_memory,
+    rank,
     software_versions,
     torch_threads,
 )
@@ -28,20 +31,40 @@ from probekit.data.readers import open_images
 from probekit.errors import InputError, LayoutUnknown, StoreDamaged, StoreTooBig
 from probekit.features.features import Features
 from probekit.features.statistics import RECALIBRATION_IMAGES, recalibrated
-from probekit.features.store import PartWriter, TapFolder, open_store, read_facts
-from probekit.features.streaming import BATCH_SIZE, stream
+from probekit.features.store import (
+    CHUNK_BATCHES,
+    FORMAT,
+    PartWriter,
+    TapFolder,
+    open_store,
+    read_facts,
+    store_place,
+)
+from probekit.features.streaming import (
+    BATCH_SIZE,
+    Waiting,
+    divide,
+    pixel_batches,
+    prepared,
+    read_batches,
+    stream,
+)
 from probekit.files import cache_folder, digest_file, digest_json, file_identity, read_json, write_json
 from probekit.progress import progress_bar
 from probekit.version import __version__
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from probekit.backbones.backbone import Backbone
     from probekit.taps.tap import Tap
 
 log = logging.getLogger(__name__)
 
 STORED = ("float32", "float16")
-MEMO_FORMAT = 3
+PRECISIONS = ("float32", "bfloat16")
+ENGINES = ("auto", "eager", "fused")
+MEMO_FORMAT = 4
 
 
 def extract(
@@ -52,6 +75,8 @@ def extract(
     recalibrate: bool = False,
     store: str | Path | None = None,
     dtype: str = "float32",
+    precision: str = "float32",
+    engine: str = "auto",
     batch_size: int = BATCH_SIZE,
     device: str | None = None,
 ) -> dict[str, Features]:
@@ -61,6 +86,9 @@ def extract(
     torch nor timm, and asking for A and B after A computes B alone. An interrupted call goes on where it
     stopped and leaves the same bytes as an undisturbed one.
 
+    Under ``torchrun`` every process computes its share of the rows, without talking to the others, and the
+    bytes are those that one process leaves with as many threads.
+
     Args:
         model: A model in the grammar ``[NAME=]ARCH:CHECKPOINT[,key=value…]``, or a loaded Backbone.
         data: A data set in the grammar of ``open_images``, or an ImageSet.
@@ -69,11 +97,17 @@ def extract(
             random draw a fair control.
         store: Folder that keeps features; None takes the user's cache folder.
         dtype: Storage type, ``float32`` or ``float16``.
+        precision: ``float32``, or ``bfloat16`` for speed: then each tap's error, relative to float32 on the
+            first batch, stands in its facts as ``relative_error``.
+        engine: ``eager``, the plain forward pass; ``fused``, with batch norm folded and convolutions packed,
+            refused unless it gives what the plain one gives to 1e-5; ``auto``, the faster of the two by a
+            short trial where the run is long enough to be worth one. A store that exists keeps its own.
         batch_size: Images a forward pass; a store that exists keeps its own.
         device: Where to compute; None chooses.
 
     Returns:
-        Tap as written in tables → Features, in the order of the taps asked for.
+        Tap as written in tables → Features, in the order of the taps asked for. Under ``torchrun``, only the
+        taps of which the other processes have finished their share, too.
 
     Raises:
         InputError, TapError, CheckpointError, DataError: If something asked for cannot be had.
@@ -84,16 +118,26 @@ def extract(
         raise InputError(f"a storage type among {', '.join(STORED)}", repr(dtype), "float32 is the default")
     if batch_size < 1:
         raise InputError("a batch size of at least 1", str(batch_size), "64 is the default")
+    if precision not in PRECISIONS:
+        raise InputError(
+            f"a precision among {', '.join(PRECISIONS)}", repr(precision), "float32 is the default"
+        )
+    if engine not in ENGINES:
+        raise InputError(f"an engine among {', '.join(ENGINES)}", repr(engine), "auto is the default")
+    rank()  # refuses a wrong RANK before any work
     images = open_images(data) if isinstance(data, str) else data
     folder = Path(store) if store is not None else cache_folder()
     spec = parse_model(model) if isinstance(model, str) else model if isinstance(model, ModelSpec) else None
-    words = _request(spec, images, taps, recalibrate, dtype, folder) if spec is not None else None
+    words = (
+        _request(spec, images, taps, recalibrate, (dtype, precision), folder) if spec is not None else None
+    )
     if words is not None and (found := _recall(folder, words, images)) is not None:
         return found
     backbone = _load(model if spec is None else spec, device)
     if recalibrate:
         backbone = recalibrated(backbone, images)
-    place, resolved = _compute(backbone, images, taps, folder, dtype, batch_size)
+    wanted = _Wanted(dtype, precision, engine, batch_size)
+    place, resolved = _compute(backbone, images, taps, folder, wanted)
     model_facts = {**backbone.facts(), "level_shares": _level_shares(backbone)}
     known: dict[str, Any] = {"place": place.name, "dtype": dtype, "model": model_facts}
     # A list, because keys of a JSON object are written in alphabetical order.
@@ -136,70 +180,138 @@ def estimate(
     }
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """How features are to be computed and kept, where the store does not say so already."""
+
+    dtype: str
+    precision: str
+    engine: str
+    batch_size: int
+
+
 def _compute(
     backbone: Backbone,
     images: ImageSet,
     taps: str | Tap | Sequence[str | Tap],
     folder: Path,
-    dtype: str,
-    batch_size: int,
+    wanted: _Wanted,
 ) -> tuple[Path, list[Tap]]:
     """Run the missing taps, all in one pass, and return where everything lies."""
+    from probekit.features.trial import precision_errors
     from probekit.taps.layers import resolve_taps, tap_facts
 
     resolved = resolve_taps(backbone, taps)
-    key = key_facts(backbone, images)
-    index = pd.DataFrame({"id": images.ids, "split": images.splits})
-    place = open_store(folder, key, engine_facts(backbone.device, batch_size), index)
-    engine = read_facts(place / "manifest.json")["engine"]
-    folders = {}
-    for tap in resolved:
-        folders[tap] = TapFolder.of(place, str(tap), dtype)
-        facts = tap_facts(backbone, tap)
+    key = key_facts(backbone, images, wanted.precision)
+    axes = {tap: tap_facts(backbone, tap) for tap in resolved}
+    for tap, facts in axes.items():
         if facts["axes"] == "unknown":
             raise LayoutUnknown(
                 "axes whose meaning is known, images first",
                 f"shape {facts['shape']} at {tap}",
                 "Tap the block around it, or read it with `record`",
             )
-        declared = {
-            "tap": str(tap),
-            "dtype": dtype,
-            "axes": facts["axes"],
-            "shape": list(facts["readout_shape"]),
-        }
-        folders[tap].declare(declared, engine["batch_size"])
+    keep_freed_memory()
+    engine = _decide(backbone, images, resolved, folder, key, wanted)
+    place = store_place(folder, key)
+    folders = {tap: TapFolder.of(place, str(tap), wanted.dtype) for tap in resolved}
     missing = [tap for tap in resolved if folders[tap].values(len(images)) is None]
     if missing:
-        _check_engine(engine, engine_facts(backbone.device, engine["batch_size"]), place)
+        _check_engine(engine, _facts_here(backbone, engine), place)
+        first = cache(lambda: _first_batch(backbone, images, engine["batch_size"]))
+        narrow = engine["precision"] != "float32" and [tap for tap in missing if not folders[tap].facts()]
+        errors = precision_errors(backbone, narrow, engine, first) if narrow else {}
+        for tap in missing:
+            declared = {
+                "tap": str(tap),
+                "dtype": wanted.dtype,
+                "axes": axes[tap]["axes"],
+                "shape": list(axes[tap]["readout_shape"]),
+            }
+            if tap in errors:
+                declared["relative_error"] = errors[tap]
+            folders[tap].declare(declared, engine["batch_size"])
         _check_room([folders[tap] for tap in missing], len(images), folder)
-        _run(backbone, images, {tap: folders[tap] for tap in missing}, engine)
+        _run(backbone, images, {tap: folders[tap] for tap in missing}, engine, first)
     return place, resolved
 
 
+def _decide(
+    backbone: Backbone,
+    images: ImageSet,
+    taps: Sequence[Tap],
+    folder: Path,
+    key: Mapping[str, Any],
+    wanted: _Wanted,
+) -> dict[str, Any]:
+    """Return the engine of the manifest, deciding on it and writing it down if there is none yet."""
+    from probekit.features.trial import choose_path
+
+    manifest = store_place(folder, key) / "manifest.json"
+    if not manifest.exists():
+        path = wanted.engine
+        if path == "auto":
+            facts = engine_facts(backbone.device, wanted.batch_size, path="auto", precision=wanted.precision)
+            path = choose_path(
+                backbone, taps, facts, -(-len(images) // wanted.batch_size),
+                lambda: _first_batch(backbone, images, wanted.batch_size), folder / "trials",
+            )  # fmt: skip
+        engine = engine_facts(backbone.device, wanted.batch_size, path=path, precision=wanted.precision)
+        index = pd.DataFrame({"id": images.ids, "split": images.splits})
+        open_store(folder, key, engine, index)
+    # What stands there may be the decision of another process that was faster.
+    return dict(read_facts(manifest)["engine"])
+
+
+def _facts_here(backbone: Backbone, engine: Mapping[str, Any]) -> dict[str, Any]:
+    return engine_facts(
+        backbone.device, engine["batch_size"], path=engine["path"], precision=engine["precision"]
+    )
+
+
+def _first_batch(backbone: Backbone, images: ImageSet, batch_size: int) -> Tensor:
+    rows = np.arange(min(batch_size, len(images)))
+    _, pixels = next(pixel_batches(images, backbone.preprocessing, [rows]))
+    return prepared(backbone, pixels)
+
+
 def _run(
-    backbone: Backbone, images: ImageSet, folders: Mapping[Tap, TapFolder], engine: Mapping[str, Any]
+    backbone: Backbone,
+    images: ImageSet,
+    folders: Mapping[Tap, TapFolder],
+    engine: Mapping[str, Any],
+    first: Callable[[], Tensor],
 ) -> None:
-    keep_freed_memory()
+    """Compute this process's share of the rows that some tap still misses."""
+    from probekit.features.trial import open_forward
+
+    number, ranks = rank()
     with ExitStack() as stack:
         if engine["threads"]:
             stack.enter_context(torch_threads(engine["threads"]))
-        writers = {tap: stack.enter_context(PartWriter(one, len(images))) for tap, one in folders.items()}
-        row = min(writer.row for writer in writers.values())
-        bar = stack.enter_context(progress_bar(len(images), f"{backbone.name} on {images.name}", "img"))
-        bar.update(row)
-        # A tap that is ahead of the others skips the batches it has.
-        for ids, values in stream(
-            backbone, images, list(folders), batch_size=engine["batch_size"], start=row
-        ):
+        writers = {
+            tap: stack.enter_context(PartWriter(one, len(images), number)) for tap, one in folders.items()
+        }
+        # Whole chunks go to a rank; a tap that is ahead of the others skips the batches it has.
+        chunks = divide(np.arange(len(images)), CHUNK_BATCHES * engine["batch_size"])[number::ranks]
+        batches = [batch for chunk in chunks for batch in divide(chunk, engine["batch_size"])]
+        due = [rows for rows in batches if any(one.wants(int(rows[0])) for one in writers.values())]
+        if not due:
+            return
+        forward = stack.enter_context(open_forward(backbone, list(folders), engine, first))
+        label = f"{backbone.name} on {images.name}" + (f", rank {number}" if ranks > 1 else "")
+        bar = stack.enter_context(progress_bar(sum(map(len, batches)), label, "img"))
+        bar.update(sum(map(len, batches)) - sum(map(len, due)))
+        waiting = Waiting()
+        for rows, values in read_batches(backbone, images, forward, due, waiting):
             for tap, writer in writers.items():
-                if writer.row == row:
-                    writer.append(values[tap], ids)
-            row += len(ids)
-            bar.update(len(ids))
+                if writer.wants(int(rows[0])):
+                    writer.append(int(rows[0]), values[tap], images.ids[rows])
+            bar.update(len(rows))
+            bar.set_postfix_str(waiting.bottleneck(), refresh=False)
 
 
-def key_facts(backbone: Backbone, images: ImageSet) -> dict[str, Any]:
+def key_facts(backbone: Backbone, images: ImageSet, precision: str = "float32") -> dict[str, Any]:
     """Return all that features depend on but the tap; its digest is their place in the store."""
     return {
         "weights": backbone.weights,
@@ -209,7 +321,8 @@ def key_facts(backbone: Backbone, images: ImageSet) -> dict[str, Any]:
         "key_map_version": backbone.checkpoint.key_map_version,
         "transform": backbone.preprocessing.facts(),
         "index": images.digest,
-        "precision": "float32",
+        "precision": precision,
+        "format": FORMAT,
     }
 
 
@@ -233,7 +346,7 @@ def _level_shares(backbone: Backbone) -> dict[str, dict[str, float]]:
 
 def _check_engine(written: Mapping[str, Any], here: Mapping[str, Any], place: Path) -> None:
     """Refuse to append what could differ in its last bits from what is there."""
-    obeyed = {"threads", "batch_size"}  # these are set to what stands in the manifest
+    obeyed = {"threads", "batch_size", "path", "precision"}  # these are set to what stands in the manifest
     differing = [name for name in written if name not in obeyed and written[name] != here.get(name)]
     if differing:
         raise StoreDamaged(
@@ -248,7 +361,7 @@ def _check_room(folders: Sequence[TapFolder], rows: int, store: Path) -> None:
     for one in folders:
         facts = one.facts() or {}
         row_bytes = int(np.prod(facts["shape"], dtype=np.int64)) * np.dtype(facts["dtype"]).itemsize
-        size += row_bytes * (rows - one.rows_done())
+        size += row_bytes * (rows - sum(part.rows for part in one.parts()))
     free = shutil.disk_usage(store).free
     log.info("%d taps of %d images: %.1f MB of features", len(folders), rows, size / 1e6)
     if size > 0.95 * free:
@@ -285,6 +398,8 @@ def _open_all(folder: Path, known: Mapping[str, Any], images: ImageSet) -> dict[
         one = TapFolder.of(place, tap, known["dtype"])
         declared, values = one.facts(), one.values(len(images))
         if declared is not None and values is not None:
+            if "relative_error" in declared:
+                facts = {**facts, "relative_error": declared["relative_error"]}
             opened[tap] = Features(
                 values, declared["axes"], images.ids, images.splits, images.targets, tap, facts, provenance
             )
@@ -296,7 +411,7 @@ def _request(
     images: ImageSet,
     taps: str | Tap | Sequence[str | Tap],
     recalibrate: bool,
-    dtype: str,
+    kinds: tuple[str, str],
     folder: Path,
 ) -> dict[str, Any] | None:
     """Return the request in words that no change of weights, images or libraries leaves equal.
@@ -314,7 +429,8 @@ def _request(
         "index": images.digest,
         "taps": [str(tap) for tap in ([taps] if not isinstance(taps, (list, tuple)) else taps)],
         "recalibrate": RECALIBRATION_IMAGES if recalibrate else 0,
-        "dtype": dtype,
+        "dtype": kinds[0],
+        "precision": kinds[1],
         "versions": {
             "probekit": __version__,
             **{name: versions[name] for name in ("torch", "torchvision", "timm")},

@@ -68,9 +68,11 @@ class PartedRows:
     def take(self, rows: NDArray[np.intp]) -> NDArray[Any]:
         """Return chosen rows, in the order given, as one array in memory."""
         taken = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        order = np.argsort(rows, kind="stable")
+        bounds = np.searchsorted(rows[order], [part.start for part in self.parts] + [len(self)])
         for number, part in enumerate(self.parts):
-            inside = (rows >= part.start) & (rows < part.start + part.rows)
-            if inside.any():
+            inside = order[bounds[number] : bounds[number + 1]]
+            if len(inside):
                 taken[inside] = self.part(number)[rows[inside] - part.start]
         return taken
 

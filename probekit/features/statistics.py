@@ -12,7 +12,7 @@ import numpy as np
 from probekit.data.images import ImageSet
 from probekit.data.readers import open_images
 from probekit.errors import CheckpointError, InputError
-from probekit.features.streaming import BATCH_SIZE, pixel_batches
+from probekit.features.streaming import BATCH_SIZE, divide, pixel_batches, prepared
 from probekit.files import replacing
 
 if TYPE_CHECKING:
@@ -122,10 +122,10 @@ def _statistics_images(images: ImageSet) -> tuple[ImageSet, str]:
 
 
 def _prepared(backbone: Backbone, images: ImageSet) -> Iterator[torch.Tensor]:
-    import torch
-
-    for _, pixels in pixel_batches(images, backbone.preprocessing, batch_size=BATCH_SIZE):
-        yield backbone.prepare(torch.from_numpy(pixels).to(backbone.device))
+    for _, pixels in pixel_batches(
+        images, backbone.preprocessing, divide(np.arange(len(images)), BATCH_SIZE)
+    ):
+        yield prepared(backbone, pixels)
 
 
 def _relative_change(one: Backbone, other: Backbone, batch: torch.Tensor) -> float:

@@ -6,10 +6,14 @@ Layout, each file written to a temporary name and moved into place::
     STORE/features/<key>/index.parquet        ids and splits, in row order
     STORE/features/<key>/<tap>/tap.json       shape, dtype, part length, facts of the tap
     STORE/features/<key>/<tap>/part-00000.npy whole batches of rows
-    STORE/features/<key>/<tap>/journal.jsonl  one line a finished part, with its checksum
+    STORE/features/<key>/<tap>/journal.jsonl  one line a finished part, with its checksum; one journal a rank
 
 Manifest, index and tap files are written once, before the first part, and never changed; whatever appends
 later obeys them. No time, host or process number stands in any of these files.
+
+Several processes fill one store without talking to each other: rows are divided into chunks of
+``CHUNK_BATCHES`` batches, every tap's parts divide a chunk, and a rank takes every so many-th chunk. Whoever
+comes first writes manifest and tap files; the others obey.
 """
 
 from __future__ import annotations
@@ -36,11 +40,13 @@ from probekit.files import (
     read_lines,
     replacing,
     safe_name,
-    write_json,
+    write_json_once,
 )
 
-FORMAT = 1
-# Large enough that a part is one long read, small enough that an interruption costs seconds.
+FORMAT = 2
+# A chunk is what a rank takes, and what an interruption costs at most.
+CHUNK_BATCHES = 16
+# Parts of wide taps are shorter than a chunk.
 PART_BYTES = 64 << 20
 
 
@@ -89,7 +95,7 @@ def open_store(
     with replacing(place / "index.parquet") as temporary:
         index.to_parquet(temporary)
     # Last, so that a manifest is proof that the index is whole.
-    write_json(
+    write_json_once(
         manifest, {"format": FORMAT, "key": dict(key_facts), "engine": dict(engine), "rows": len(index)}
     )
     return place
@@ -121,8 +127,8 @@ class TapFolder:
         path = self.path / "tap.json"
         if not path.exists():
             row_bytes = int(np.prod(facts["shape"], dtype=np.int64)) * np.dtype(facts["dtype"]).itemsize
-            part_rows = max(1, PART_BYTES // (row_bytes * batch_size)) * batch_size
-            write_json(path, {"format": FORMAT, "part_rows": part_rows, **facts})
+            rows = _part_rows(row_bytes, batch_size)
+            write_json_once(path, {"format": FORMAT, "part_rows": rows, **facts})
         return read_facts(path)
 
     def facts(self) -> dict[str, Any] | None:
@@ -131,66 +137,80 @@ class TapFolder:
         return read_facts(path) if path.exists() else None
 
     def parts(self) -> list[Part]:
-        """Return the finished parts in row order, up to the first that is missing or cut short.
+        """Return the finished parts in row order; those in between may be missing.
 
         Raises:
-            StoreDamaged: If the journal contradicts itself.
+            StoreDamaged: If journals contradict each other.
         """
-        journal = self.path / "journal.jsonl"
         by_start: dict[int, dict[str, Any]] = {}
-        for line in read_lines(journal):
-            known = by_start.setdefault(line["start"], line)
-            if canonical_json(known) != canonical_json(line):
-                raise StoreDamaged(
-                    f"one line for row {line['start']} in {journal}", "two", "Delete this folder"
-                )
-        parts: list[Part] = []
-        row = 0
-        while row in by_start:
-            line = by_start[row]
+        for journal in sorted(self.path.glob("journal*.jsonl")):
+            for line in read_lines(journal):
+                known = by_start.setdefault(line["start"], line)
+                if canonical_json(known) != canonical_json(line):
+                    raise StoreDamaged(
+                        f"one line for row {line['start']} in {journal}", "two", "Delete this folder"
+                    )
+        parts = []
+        for start, line in sorted(by_start.items()):
             path = self.path / line["part"]
-            if not path.is_file() or path.stat().st_size != line["bytes"]:
-                break
-            parts.append(Part(path, row, line["rows"], line["sha256"]))
-            row += line["rows"]
+            if path.is_file() and path.stat().st_size == line["bytes"]:
+                parts.append(Part(path, start, line["rows"], line["sha256"]))
         return parts
 
-    def rows_done(self) -> int:
-        """Return how many rows are finished; the last part is read back and compared with its checksum."""
+    def finished(self) -> dict[int, Part]:
+        """Return the finished parts by their first row.
+
+        The last part of all is read back and compared with its checksum, because a machine that went down may
+        have lost the end of what it wrote.
+        """
         parts = self.parts()
         if parts:
-            last = PartedRows(parts, (0,), "float32")
-            last.part(len(parts) - 1)
-        return sum(part.rows for part in parts)
+            PartedRows(parts, (0,), "float32").part(len(parts) - 1)
+        return {part.start: part for part in parts}
 
     def values(self, rows: int) -> PartedRows | None:
         """Return the tap's rows if all of them are finished, else None."""
         facts, parts = self.facts(), self.parts()
+        # Parts start at multiples of their length, so that none is missing if the rows add up.
         if facts is None or sum(part.rows for part in parts) != rows:
             return None
         return PartedRows(parts, (rows, *facts["shape"]), facts["dtype"])
 
 
+def _part_rows(row_bytes: int, batch_size: int) -> int:
+    batches = CHUNK_BATCHES
+    while batches > 1 and batches * batch_size * row_bytes > PART_BYTES:
+        batches //= 2
+    return batches * batch_size
+
+
 class PartWriter:
-    """Writes one tap's rows as parts, each finished atomically and then entered in the journal.
+    """Writes one tap's rows as parts, each finished atomically and then entered in the rank's journal.
 
     Rows go straight to the file, so memory does not grow with the length of a part.
     """
 
-    def __init__(self, folder: TapFolder, total: int) -> None:
+    def __init__(self, folder: TapFolder, total: int, rank: int = 0) -> None:
         facts = folder.facts()
         if facts is None:
             raise StoreDamaged(f"{folder.path / 'tap.json'}", "no such file", "Run the extraction again")
         self.folder, self.total = folder, total
         self.shape, self.dtype = tuple(facts["shape"]), np.dtype(facts["dtype"])
         self.part_rows: int = facts["part_rows"]
-        self.row = folder.rows_done()
+        self._finished = set(folder.finished())
+        self._journal = folder.path / ("journal.jsonl" if rank == 0 else f"journal-{rank}.jsonl")
         self._file: BinaryIO | None = None
+        self._row = self._end = 0
 
-    def append(self, values: NDArray[Any], ids: NDArray[np.str_]) -> None:
-        """Append a batch of rows.
+    def wants(self, row: int) -> bool:
+        """Say whether the part that holds a row is still to be written."""
+        return row // self.part_rows * self.part_rows not in self._finished
+
+    def append(self, row: int, values: NDArray[Any], ids: NDArray[np.str_]) -> None:
+        """Append a batch of rows; the batches of a part follow each other.
 
         Args:
+            row: Number of the first row.
             values: (n, …) rows of the tap's shape.
             ids: (n,) their image ids, for error messages.
 
@@ -209,15 +229,17 @@ class PartWriter:
                 "Store float32" if exact else "Check the checkpoint and this image",
             )
         if self._file is None:
-            self._begin()
+            self._begin(row)
+        assert row == self._row
         self._write(stored.tobytes())
-        self.row += len(stored)
-        if self.row == self._end:
+        self._row += len(stored)
+        if self._row == self._end:
             self._finish()
 
-    def _begin(self) -> None:
-        self._start = self.row
-        self._end = min(self.row + self.part_rows, self.total)
+    def _begin(self, row: int) -> None:
+        assert row % self.part_rows == 0
+        self._start = self._row = row
+        self._end = min(row + self.part_rows, self.total)
         self._name = f"part-{self._start // self.part_rows:05d}.npy"
         self._temporary = self.folder.path / f".{self._name}.{os.getpid()}.tmp"
         self._hasher = hashlib.sha256()
@@ -243,7 +265,7 @@ class PartWriter:
         self._file = None
         self._temporary.replace(self.folder.path / self._name)
         append_line(
-            self.folder.path / "journal.jsonl",
+            self._journal,
             {
                 "part": self._name,
                 "start": self._start,
@@ -252,6 +274,7 @@ class PartWriter:
                 "sha256": self._hasher.hexdigest(),
             },
         )
+        self._finished.add(self._start)
 
     def __enter__(self) -> PartWriter:
         return self

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from probekit.compute import cores
 from probekit.data.images import ImageSet
 from probekit.data.transforms import Preprocessing
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from probekit.backbones.backbone import Backbone
     from probekit.taps.tap import Tap
 
 BATCH_SIZE = 64
-# Decoding releases Python's lock, so threads suffice; two batches ahead hide its latency.
-DECODERS = 2
+MOST_DECODERS = 16
+# Two batches ahead hide the latency of decoding.
 BATCHES_AHEAD = 2
 
 
@@ -50,32 +55,97 @@ def stream(
         TapError: If a tap cannot be read; before the first image is decoded where that can be known.
         ImageUnreadable: If an image cannot be decoded.
     """
-    import torch
-
     from probekit.taps.layers import resolve_taps
     from probekit.taps.record import record
 
     resolved = resolve_taps(backbone, taps)
+    batches = divide(np.arange(start, len(images)), batch_size)
     with record(backbone, resolved) as run:
-        for rows, pixels in pixel_batches(images, backbone.preprocessing, batch_size=batch_size, start=start):
-            batch = backbone.prepare(torch.from_numpy(pixels).to(backbone.device, non_blocking=True))
-            activations = run(batch)
-            yield images.ids[rows], {tap: value.float().cpu().numpy() for tap, value in activations.items()}
+        for rows, values in read_batches(backbone, images, run, batches):
+            yield images.ids[rows], values
+
+
+@dataclass
+class Waiting:
+    """Seconds a pass spent waiting: for pixels, for the model, and for whoever takes the values.
+
+    Examples:
+        >>> Waiting(decode=1.0, model=6.0, disk=1.0).bottleneck()
+        'model 75%'
+    """
+
+    decode: float = 0.0
+    model: float = 0.0
+    disk: float = 0.0
+
+    def bottleneck(self) -> str:
+        """Return what most of the time went to, and its share."""
+        name, seconds = max(vars(self).items(), key=lambda pair: pair[1])
+        return f"{name} {seconds / max(sum(vars(self).values()), 1e-9):.0%}"
+
+
+def read_batches(
+    backbone: Backbone,
+    images: ImageSet,
+    forward: Callable[[Tensor], Mapping[Tap, Tensor]],
+    batches: Sequence[NDArray[np.intp]],
+    waiting: Waiting | None = None,
+) -> Iterator[tuple[NDArray[np.intp], dict[Tap, NDArray[np.float32]]]]:
+    """Yield row numbers and what a forward pass says of them, batch by batch.
+
+    Args:
+        backbone: Prepares pixels.
+        images: Where they come from.
+        forward: From a prepared batch to a dict Tap → (n, …) tensor.
+        batches: Row numbers of each batch.
+        waiting: Is told where the time goes.
+
+    Raises:
+        ImageUnreadable: If an image cannot be decoded.
+    """
+    waiting = Waiting() if waiting is None else waiting
+    then = time.perf_counter()
+    for rows, pixels in pixel_batches(images, backbone.preprocessing, batches):
+        waiting.decode += (now := time.perf_counter()) - then
+        activations = forward(prepared(backbone, pixels))
+        values = {tap: value.float().cpu().numpy() for tap, value in activations.items()}
+        waiting.model += (then := time.perf_counter()) - now
+        yield rows, values
+        waiting.disk += (now := time.perf_counter()) - then
+        then = now
+
+
+def prepared(backbone: Backbone, pixels: NDArray[np.uint8]) -> Tensor:
+    """Return (n, size, size, 3) pixels as the backbone's input, on its device.
+
+    The copy to an accelerator is from pinned memory and does not wait.
+    """
+    import torch
+
+    batch = torch.from_numpy(pixels)
+    if backbone.device.type == "cuda":
+        batch = batch.pin_memory()
+    return backbone.prepare(batch.to(backbone.device, non_blocking=True))
+
+
+def divide(rows: NDArray[np.intp], batch_size: int) -> list[NDArray[np.intp]]:
+    """Return rows in batches; the last may be short."""
+    return [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
 
 
 def pixel_batches(
-    images: ImageSet, preprocessing: Preprocessing, *, batch_size: int, start: int = 0
+    images: ImageSet, preprocessing: Preprocessing, batches: Sequence[NDArray[np.intp]]
 ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.uint8]]]:
     """Yield row numbers (n,) and pixels (n, size, size, 3), decoded ahead of need.
 
     Raises:
         ImageUnreadable: If an image cannot be decoded, when its batch is due.
     """
-    with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as decoders:
+    # Decoding releases Python's lock, so threads suffice.
+    with ThreadPoolExecutor(min(MOST_DECODERS, max(2, cores())), thread_name_prefix="decode") as decoders:
         ahead: deque[tuple[NDArray[np.intp], list[Future[Any]]]] = deque()
         try:
-            for first in range(start, len(images), batch_size):
-                rows = np.arange(first, min(first + batch_size, len(images)))
+            for rows in batches:
                 ahead.append(
                     (rows, [decoders.submit(images.pixels, int(row), preprocessing) for row in rows])
                 )

@@ -54,7 +54,9 @@ def probe_tap(
         shared = {"target": name, "n_classes": targets[name].n_classes, "n": len(roles.test)}
         shared |= {"d": features.shape[-1], "tap": features.tap}
         shared |= {key: features.facts[key] for key in ("block", "level", "depth", "readout")}
-        rows += [shared | row for row in outcome.rows]
+        # There if the forward pass was narrower than float32.
+        narrow = {key: features.facts[key] for key in ("relative_error",) if key in features.facts}
+        rows += [shared | row | {"params": row.get("params", {}) | narrow} for row in outcome.rows]
         if outcome.arrays is not None:
             attachments[f"probes/{safe_name(name)}.npz"] = outcome.arrays
             frame = pd.DataFrame({"id": features.ids[roles.test], **outcome.images})

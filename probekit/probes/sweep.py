@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probekit.backbones.spec import ModelSpec, parse_model
-from probekit.compute import software_versions
+from probekit.compute import rank, software_versions
 from probekit.data.images import ImageSet
+from probekit.data.kept import kept_pixels
 from probekit.data.readers import open_images
 from probekit.data.targets import KINDS
 from probekit.errors import InputError, near_names
@@ -69,6 +70,7 @@ def probe(
     gap: float = 1e-4,
     seed: int = 0,
     dtype: str = "float32",
+    precision: str = "float32",
     batch_size: int = BATCH_SIZE,
     device: str | None = None,
     store: str | Path | None = None,
@@ -98,6 +100,8 @@ def probe(
         gap: Largest relative objective gap of a fitted probe.
         seed: Fixes splits, permutations, draws and resamples.
         dtype: Storage type of features.
+        precision: Of the forward passes: ``float32``, or ``bfloat16``, whose error at each tap then stands in
+            ``params``.
         batch_size: Images a forward pass.
         device: Where backbones run; None chooses.
         store: Folder that keeps features and finished cells; None takes the user's cache folder.
@@ -110,6 +114,10 @@ def probe(
         ProbekitError: If a model, data set, tap or setting cannot be used; before any probe is fitted.
     """
     began = time.monotonic()
+    if rank() != (0, 1):
+        raise InputError(
+            "one process", "one of several under torchrun", "Run `torchrun -m probekit extract`, then probe"
+        )
     settings = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in locals().items()
@@ -133,10 +141,22 @@ def probe(
     # What can be refused is refused before the first image is read.
     chosen = choose_targets(sets, targets)
     roles = {images.name: assign_roles(images, protocol) for images in sets}
-    read = partial(extract, taps=taps, store=folder, dtype=dtype, batch_size=batch_size, device=device)
+    read = partial(
+        extract,
+        taps=taps,
+        store=folder,
+        dtype=dtype,
+        precision=precision,
+        batch_size=batch_size,
+        device=device,
+    )
     tables, features = [], {}
     for images in sets:
-        found = {one.name: read(one.model, images, recalibrate=one.control_of is not None) for one in entries}
+        # Several models see the same images: they are decoded for the first of them.
+        with kept_pixels(images, folder / "pixels") as shared:
+            found = {
+                one.name: read(one.model, shared, recalibrate=one.control_of is not None) for one in entries
+            }
         features[images.name] = found
         width = min(one.shape[-1] for taps_ in found.values() for one in taps_.values()) if equal_d else None
         tables += _probe_images(

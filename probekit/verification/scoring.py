@@ -15,7 +15,7 @@ from probekit.backbones.backbone import Backbone
 from probekit.data.images import ImageSet
 from probekit.data.transforms import Preprocessing
 from probekit.errors import CheckpointError, InputError
-from probekit.features.streaming import BATCH_SIZE, pixel_batches
+from probekit.features.streaming import BATCH_SIZE, divide, pixel_batches
 from probekit.progress import progress_bar
 from probekit.taps.layers import list_layers
 from probekit.taps.record import record
@@ -46,7 +46,8 @@ class Pixels:
             yield from self._kept[1]
             return
         kept = []
-        for _, pixels in pixel_batches(self._images, plain, batch_size=BATCH_SIZE):
+        batches = divide(np.arange(len(self._images)), BATCH_SIZE)
+        for _, pixels in pixel_batches(self._images, plain, batches):
             kept.append(pixels)
             yield pixels
         self._kept = (plain, kept)

@@ -15,8 +15,11 @@ import pytest
 import torch
 
 from probekit import extract, stream
+from probekit.compute import torch_threads
 from probekit.errors import InputError, StoreDamaged, StoreTooBig, TapNotFound
-from probekit.features import extraction, store
+from probekit.features import extraction, store, trial
+from probekit.features.streaming import read_batches
+from probekit.features.trial import open_forward
 from tests.features.conftest import images, small_backbone
 
 
@@ -33,11 +36,11 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The taps of every pass over the images."""
     seen: list[list[str]] = []
 
-    def counted(backbone, data, taps, **settings):
+    def counted(backbone, taps, *others):
         seen.append([str(tap) for tap in taps])
-        return stream(backbone, data, taps, **settings)
+        return open_forward(backbone, taps, *others)
 
-    monkeypatch.setattr(extraction, "stream", counted)
+    monkeypatch.setattr(trial, "open_forward", counted)
     return seen
 
 
@@ -99,13 +102,13 @@ def test_an_interrupted_extraction_goes_on_to_the_same_bytes(
     extract(backbone, data, taps, store=tmp_path / "whole", batch_size=8)
 
     def interrupted(*args, **settings):
-        for place, batch in enumerate(stream(*args, **settings)):
+        for place, batch in enumerate(read_batches(*args, **settings)):
             if place == stop:
                 raise KeyboardInterrupt
             yield batch
 
     with monkeypatch.context() as patch:
-        patch.setattr(extraction, "stream", interrupted)
+        patch.setattr(extraction, "read_batches", interrupted)
         with pytest.raises(KeyboardInterrupt):
             extract(backbone, data, taps, store=tmp_path / "resumed", batch_size=8)
     assert everything(tmp_path / "whole") != everything(tmp_path / "resumed")
@@ -120,17 +123,17 @@ KILLED = """
     torch.set_num_threads(1)
     from probekit import extract
     from probekit.features import extraction, store
-    from probekit.features.streaming import stream
+    from probekit.features.streaming import read_batches
     from tests.features.conftest import images, small_backbone
     store.PART_BYTES = 8 * 5 * 4
 
     def slow(*args, **settings):
-        for batch in stream(*args, **settings):
+        for batch in read_batches(*args, **settings):
             print("batch", flush=True)
             time.sleep(0.05)
             yield batch
 
-    extraction.stream = slow
+    extraction.read_batches = slow
     extract(small_backbone(), images(200), ["3|gap", "5|raw"], store=Path(sys.argv[1]), batch_size=8)
     print("done", flush=True)
 """
@@ -224,29 +227,27 @@ def test_another_engine_may_not_append(store: Path, monkeypatch: pytest.MonkeyPa
     backbone, data = small_backbone(), images()
     extract(backbone, data, "3|gap", store=store)
     original = extraction.engine_facts
-    monkeypatch.setattr(extraction, "engine_facts", lambda *args: original(*args) | {"capability": "other"})
+    monkeypatch.setattr(
+        extraction, "engine_facts", lambda *args, **path: original(*args, **path) | {"capability": "other"}
+    )
     extract(backbone, data, "3|gap", store=store)  # reading is fine
     with pytest.raises(StoreDamaged, match="capability"):
         extract(backbone, data, "5|gap", store=store)
 
 
-def test_the_manifest_decides_batches_and_threads(store: Path, passes: list[list[str]]):
+def test_the_manifest_decides_batches_and_threads(store: Path, monkeypatch: pytest.MonkeyPatch):
     backbone, data = small_backbone(), images()
     extract(backbone, data, "3|gap", store=store, batch_size=8)
     sizes = []
-    original = extraction.stream
 
-    def watched(*args, **settings):
-        sizes.append((settings["batch_size"], torch.get_num_threads()))
-        return original(*args, **settings)
+    def watched(backbone, images, forward, batches, waiting):
+        sizes.append((len(batches[0]), torch.get_num_threads()))
+        return read_batches(backbone, images, forward, batches, waiting)
 
-    extraction.stream, before = watched, torch.get_num_threads()
-    torch.set_num_threads(before + 1)
-    try:
+    monkeypatch.setattr(extraction, "read_batches", watched)
+    before = torch.get_num_threads()
+    with torch_threads(before + 1):
         extract(backbone, data, "5|gap", store=store, batch_size=16)
-    finally:
-        extraction.stream = original
-        torch.set_num_threads(before)
     assert sizes == [(8, before)]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,7 @@ import torch
 from probekit import stream
 from probekit.data.transforms import Preprocessing
 from probekit.errors import ImageUnreadable
-from probekit.features.streaming import pixel_batches
+from probekit.features.streaming import Waiting, divide, pixel_batches, read_batches
 from tests.features.conftest import images, small_backbone
 
 TAPS = ["3|gap", "1|gap", "5|raw"]
@@ -65,10 +68,28 @@ def test_decoding_runs_ahead_and_fails_when_its_batch_is_due():
                 raise ImageUnreadable("an image", "image 9", "Restore it")
             return np.zeros((12, 12, 3), np.uint8)
 
-    from dataclasses import replace
-
     data = replace(images(20), source=Broken())
-    batches = pixel_batches(data, Preprocessing(12, 12), batch_size=4)
+    batches = pixel_batches(data, Preprocessing(12, 12), divide(np.arange(20), 4))
     assert [rows[0] for rows, _ in (next(batches), next(batches))] == [0, 4]
     with pytest.raises(ImageUnreadable, match="image 9"):
         next(batches)
+
+
+def test_where_the_time_goes_is_told():
+    class Slow:
+        def read(self, index: int):
+            time.sleep(0.02)
+            return np.zeros((12, 12, 3), np.uint8)
+
+    data, backbone = replace(images(16), source=Slow()), small_backbone()
+    told = []
+    for decoding in (True, False):
+        waiting = Waiting()
+
+        def forward(batch: torch.Tensor, pause: float = 0.0 if decoding else 0.3):
+            time.sleep(pause)
+            return {}
+
+        list(read_batches(backbone, data, forward, divide(np.arange(16), 4), waiting))
+        told.append(waiting.bottleneck().split()[0])
+    assert told == ["decode", "model"]

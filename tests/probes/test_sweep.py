@@ -116,3 +116,10 @@ def test_cells_side_by_side_give_the_same_bits(tmp_path: Path):
         small_backbone(), images(), taps=["3", "5"], store=tmp_path / "two", jobs=2, **settings
     )
     assert one.frame.equals(two.frame)
+
+
+def test_ranks_are_sent_to_extract(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="torchrun"):
+        probekit.probe("resnet10t:random,size=32", "digits,limit=20")
