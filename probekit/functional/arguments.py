@@ -100,14 +100,17 @@ def check_penalties(penalties: ArrayLike) -> FloatArray:
     return array
 
 
-def check_gap(gap: float, max_iterations: int) -> tuple[float, int]:
-    """Return a positive relative gap and a number of iterations of at least 1.
+def check_gaps(gap: ArrayLike, count: int, max_iterations: int) -> tuple[FloatArray, int]:
+    """Return (P,) relative gaps, of one for all or one each, and a number of iterations of at least 1.
 
     Raises:
-        InputError: If either is out of range.
+        InputError: If either is out of range, or there is another number of gaps.
     """
-    if not 0 < gap < 1:
+    gaps = np.asarray(gap, np.float64)
+    if gaps.shape not in ((), (count,)):
+        raise InputError(f"one gap, or {count}", f"shape {gaps.shape}", "Give one a penalty")
+    if not ((gaps > 0) & (gaps < 1)).all():
         raise InputError("a relative gap between 0 and 1", str(gap), "1e-4 is the default")
     if max_iterations < 1:
         raise InputError("at least 1 iteration", str(max_iterations), "1000 is the default")
-    return gap, max_iterations
+    return np.broadcast_to(gaps, (count,)).copy(), max_iterations

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from probekit.functional.arguments import AnyFloats, FloatArray, IntArray
-from probekit.functional.eigenbasis import Eigenbasis, rotate_features
+from probekit.functional.eigenbasis import Eigenbasis, rotate_features, row_blocks
 from probekit.functional.quasi_newton import MEMORY, Loss, Objective, minimise
 
 # Products a pass (N·D·K·Q) below which float64 throughout costs at most a second or two.
@@ -25,7 +25,6 @@ _SMALL = 1e8
 _AIMS = (0.5, 0.05)
 _HISTORY_BYTES = 2**30
 _LOGIT_BYTES = 2**26
-_FEATURE_BYTES = 2**26
 # Sums of N residuals of mixed sign are known to about this share of the sum of their sizes.
 _SETTLED = 1e-10
 _NEWTON_STEPS = 50
@@ -83,59 +82,76 @@ class CertifiedFits:
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How far and where to solve.
+    """How long and where to solve.
 
     Attributes:
-        gap: Largest relative gap.
         max_iterations: Most iterations of a fit.
         device: Where the float32 passes run; float64 stays on the host.
     """
 
-    gap: float
     max_iterations: int
     device: str | torch.device
 
 
-def solve_fits(
-    features: AnyFloats,
-    weight: FloatArray,
-    make_loss: Callable[[str | torch.device], CertifiedLoss],
-    start: FloatArray,
-    penalties: FloatArray,
-    settings: FitSettings,
-) -> CertifiedFits:
-    """Solve Q fits over the same rows.
+class Solver:
+    """Solves fits over one feature matrix, whose eigenbasis is found once in each precision.
 
     Args:
-        features: (N, D).
+        features: (N, D); may be memory-mapped.
         weight: (N,) row weights that sum to 1.
-        make_loss: Builds the loss on a device.
-        start: (Q, K) intercepts to start from.
-        penalties: (Q,).
-        settings: How far and where.
+        settings: How long and where.
     """
-    fits, pending = CertifiedFits.at(start, features.shape[1]), np.arange(len(penalties))
-    precisions: list[tuple[torch.dtype, str | torch.device]] = [(torch.float64, "cpu")]
-    if features.size * start.size > _SMALL:
-        precisions.insert(0, (torch.float32, settings.device))
-    basis: Eigenbasis | None = None
-    for dtype, device in precisions:
-        basis = rotate_features(features, weight, dtype=dtype, device=device, like=basis)
-        objective = Objective(
-            basis,
-            torch.from_numpy(weight).to(dtype).to(device),
-            make_loss(device),
-            torch.from_numpy(penalties).to(dtype).to(device),
-        )
-        for aim in _AIMS:
-            for chunk in _chunks(pending, _HISTORY_BYTES // _history_bytes(objective, start.shape[1])):
-                reached = _resume(objective, fits, chunk, aim, settings)
-                fits.put(chunk, certify(features, weight, make_loss("cpu"), reached, penalties[chunk], chunk))
-            wanting = fits.gap[pending] > settings.gap
-            pending = pending[wanting & (fits.iterations[pending] < settings.max_iterations)]
-            if not len(pending):
-                return fits
-    return fits
+
+    def __init__(self, features: AnyFloats, weight: FloatArray, settings: FitSettings) -> None:
+        self.features, self.weight, self.settings = features, weight, settings
+        self._bases: dict[torch.dtype, Eigenbasis] = {}
+
+    def solve(
+        self,
+        make_loss: Callable[[str | torch.device], CertifiedLoss],
+        start: FloatArray,
+        penalties: FloatArray,
+        gaps: FloatArray,
+    ) -> CertifiedFits:
+        """Solve Q fits.
+
+        Args:
+            make_loss: Builds the loss on a device.
+            start: (Q, K) intercepts to start from.
+            penalties: (Q,).
+            gaps: (Q,) largest relative gap of each fit.
+        """
+        fits = CertifiedFits.at(start, self.features.shape[1])
+        pending, most = np.arange(len(penalties)), self.settings.max_iterations
+        precisions: list[tuple[torch.dtype, str | torch.device]] = [(torch.float64, "cpu")]
+        if self.features.size * start.size > _SMALL:
+            precisions.insert(0, (torch.float32, self.settings.device))
+        for dtype, device in precisions:
+            objective = Objective(
+                self._basis(dtype, device),
+                torch.from_numpy(self.weight).to(dtype).to(device),
+                make_loss(device),
+                torch.from_numpy(penalties).to(dtype).to(device),
+            )
+            for aim in _AIMS:
+                for chunk in _chunks(pending, _HISTORY_BYTES // _history_bytes(objective, start.shape[1])):
+                    reached = _resume(objective, fits, chunk, aim * gaps[chunk], most)
+                    loss = make_loss("cpu")
+                    known = certify(self.features, self.weight, loss, reached, penalties[chunk], chunk)
+                    fits.put(chunk, known)
+                wanting = fits.gap[pending] > gaps[pending]
+                pending = pending[wanting & (fits.iterations[pending] < most)]
+                if not len(pending):
+                    return fits
+        return fits
+
+    def _basis(self, dtype: torch.dtype, device: str | torch.device) -> Eigenbasis:
+        if dtype not in self._bases:
+            like = next(iter(self._bases.values()), None)
+            self._bases[dtype] = rotate_features(
+                self.features, self.weight, dtype=dtype, device=device, like=like
+            )
+        return self._bases[dtype]
 
 
 def _history_bytes(objective: Objective, outputs: int) -> int:
@@ -145,15 +161,15 @@ def _history_bytes(objective: Objective, outputs: int) -> int:
 
 
 def _resume(
-    objective: Objective, fits: CertifiedFits, chunk: NDArray[np.intp], aim: float, settings: FitSettings
+    objective: Objective, fits: CertifiedFits, chunk: NDArray[np.intp], gaps: FloatArray, most: int
 ) -> CertifiedFits:
-    """Take some fits on from where they are to ``aim`` times the gap, or to the end of their iterations."""
+    """Take some fits on from where they are to their gaps, or to the end of their iterations."""
     start = objective.basis.express(
         torch.from_numpy(fits.weights[chunk]), torch.from_numpy(fits.intercepts[chunk])
     )
     minimum = minimise(
-        objective, start, torch.from_numpy(chunk).to(start.device), gap=aim * settings.gap,
-        budget=torch.from_numpy(settings.max_iterations - fits.iterations[chunk]),
+        objective, start, torch.from_numpy(chunk).to(start.device), gap=torch.from_numpy(gaps),
+        budget=torch.from_numpy(most - fits.iterations[chunk]),
     )  # fmt: skip
     weights, intercepts = (one.numpy() for one in objective.basis.restore(minimum.parameters))
     unknown = np.full(len(chunk), np.inf)
@@ -254,7 +270,7 @@ def _project(features: AnyFloats, weights: torch.Tensor) -> torch.Tensor:
     count, width, outputs = weights.shape
     flat = weights.transpose(1, 2).reshape(-1, width)
     scores = torch.empty((len(flat), len(features)), dtype=torch.float64)
-    for rows in _row_blocks(features):
+    for rows in row_blocks(features):
         scores[:, rows] = flat @ torch.from_numpy(features[rows].astype(np.float64)).T
     return scores.view(count, outputs, -1)
 
@@ -264,14 +280,9 @@ def _correlate(features: AnyFloats, residual: torch.Tensor) -> torch.Tensor:
     count, outputs, _ = residual.shape
     flat = residual.view(count * outputs, -1)
     total = torch.zeros((len(flat), features.shape[1]), dtype=torch.float64)
-    for rows in _row_blocks(features):
+    for rows in row_blocks(features):
         total.addmm_(flat[:, rows], torch.from_numpy(features[rows].astype(np.float64)))
     return total.view(count, outputs, -1).transpose(1, 2)
-
-
-def _row_blocks(features: AnyFloats) -> list[slice]:
-    size = max(1, _FEATURE_BYTES // (8 * features.shape[1]))
-    return [slice(start, start + size) for start in range(0, len(features), size)]
 
 
 def _chunks(places: NDArray[np.intp], size: int) -> list[NDArray[np.intp]]:

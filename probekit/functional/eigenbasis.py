@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,9 @@ from probekit.functional.arguments import AnyFloats, FloatArray
 
 # Axes whose share of the leading variance is below this carry rounding, not data (N < D only).
 _RANK_TOLERANCE = 1e-12
+_BLOCK_BYTES = 2**26
+# Coordinates beyond this lie in a file and are read through the page cache.
+_MEMORY_BYTES = 2**32
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ def rotate_features(
     precision only decides how fast a fit converges. With N < D the axes span the rows, and are found from
     the (N, N) Gram matrix in float64: no optimum of a penalised fit leaves that span.
 
+    Features are read in blocks of rows and may be memory-mapped.
+
     Args:
         features: (N, D).
         weight: (N,) row weights that sum to 1.
@@ -76,29 +82,66 @@ def rotate_features(
         device: Where to compute and to leave the result.
         like: The same features in another precision, whose axes are taken over.
     """
-    mean = np.asarray(weight @ features).astype(features.dtype)
-    centred = torch.from_numpy(np.subtract(features, mean))
-    share = torch.from_numpy(weight)
+    mean = _mean(features, weight)
     # Precision is changed on the host throughout: not every device has float64.
     if like is not None:
         variances, axes = like.variances[:-1].cpu(), like.axes.cpu()
     elif len(features) < features.shape[1]:
-        variances, axes = _row_axes(centred, share)
+        centred = torch.from_numpy(np.subtract(features, mean))
+        variances, axes = _row_axes(centred, torch.from_numpy(weight))
     else:
-        variances, axes = _column_axes(centred.to(dtype).to(device), share.to(dtype).to(device))
-    centred, variances, axes = (one.to(dtype).to(device) for one in (centred, variances, axes))
-    ones = torch.ones((len(centred), 1), dtype=dtype, device=device)
+        variances, axes = _column_axes(features, mean, weight, dtype, device)
+    variances, axes = (one.to(dtype).to(device) for one in (variances, axes))
+    coordinates = _room(len(features), axes.shape[1] + 1, dtype, device)
+    for rows in row_blocks(features):
+        centred = torch.from_numpy(np.subtract(features[rows], mean)).to(dtype).to(device)
+        coordinates[rows, :-1] = centred @ axes
+    coordinates[:, -1] = 1
     return Eigenbasis(
         mean=torch.from_numpy(mean.astype(np.float64)),
         axes=axes,
-        variances=torch.cat([variances.clamp_min(0), ones[0]]),
-        coordinates=torch.cat([centred @ axes, ones], dim=1),
+        variances=torch.cat([variances.clamp_min(0), variances.new_ones(1)]),
+        coordinates=coordinates,
     )
 
 
-def _column_axes(centred: torch.Tensor, share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def row_blocks(features: AnyFloats) -> list[slice]:
+    """Return slices of rows, each small beside a memory-mapped matrix and large enough for a product."""
+    size = max(1, _BLOCK_BYTES // (8 * features.shape[1]))
+    return [slice(start, start + size) for start in range(0, len(features), size)]
+
+
+def _mean(features: AnyFloats, weight: FloatArray) -> AnyFloats:
+    """Return (D,) means in the precision of the features."""
+    total = np.zeros(features.shape[1])
+    for rows in row_blocks(features):
+        total += weight[rows] @ features[rows]
+    return total.astype(np.float32) if features.dtype == np.float32 else total
+
+
+def _room(rows: int, columns: int, dtype: torch.dtype, device: str | torch.device) -> torch.Tensor:
+    """Return an empty matrix: in memory, or in a file without a name where it is too large for that."""
+    empty = torch.empty((0,), dtype=dtype)
+    if torch.device(device).type != "cpu" or rows * columns * empty.element_size() <= _MEMORY_BYTES:
+        return torch.empty((rows, columns), dtype=dtype, device=device)
+    with tempfile.TemporaryFile() as file:
+        return torch.from_numpy(np.memmap(file, empty.numpy().dtype, "w+", shape=(rows, columns)))
+
+
+def _column_axes(
+    features: AnyFloats,
+    mean: AnyFloats,
+    weight: FloatArray,
+    dtype: torch.dtype,
+    device: str | torch.device,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (D,) variances and (D, D) axes:  Xᵀ diag(ω) X = V Λ Vᵀ."""
-    variances, axes = torch.linalg.eigh(centred.T @ (centred * share[:, None]))
+    covariance = torch.zeros((features.shape[1],) * 2, dtype=dtype, device=device)
+    for rows in row_blocks(features):
+        centred = torch.from_numpy(np.subtract(features[rows], mean)).to(dtype).to(device)
+        share = torch.from_numpy(weight[rows]).to(dtype).to(device)
+        covariance.addmm_(centred.T, centred * share[:, None])
+    variances, axes = torch.linalg.eigh(covariance)
     return variances, axes
 
 

@@ -217,18 +217,18 @@ class _Batch:
 
 
 def minimise(
-    objective: Objective, start: torch.Tensor, fits: torch.Tensor, *, gap: float, budget: torch.Tensor
+    objective: Objective, start: torch.Tensor, fits: torch.Tensor, *, gap: torch.Tensor, budget: torch.Tensor
 ) -> Minimum:
     """Minimise Q convex objectives from (Q, K, J) starting points.
 
-    A fit leaves once its gap bound is below ``gap`` times its objective, or once rounding hides every
+    A fit leaves once its gap bound is below its ``gap`` times its objective, or once rounding hides every
     progress. Nocedal and Wright, Numerical Optimization (2006), algorithm 7.5, with backtracking.
 
     Args:
         objective: What to minimise.
         start: (Q, K, J).
         fits: (Q,) which of the objective's fits they are.
-        gap: Relative gap to stop at.
+        gap: (Q,) relative gap to stop at, on the host.
         budget: (Q,) most iterations of each fit, on the host.
     """
     with _sharing(objective) as shared:
@@ -236,7 +236,7 @@ def minimise(
 
 
 def _iterate(
-    objective: Objective, start: torch.Tensor, fits: torch.Tensor, gap: float, budget: torch.Tensor
+    objective: Objective, start: torch.Tensor, fits: torch.Tensor, gap: torch.Tensor, budget: torch.Tensor
 ) -> Minimum:
     parameters, iterations = start.clone(), torch.zeros(len(start), dtype=torch.int64)
     places, rounding = torch.arange(len(start)), torch.finfo(start.dtype).eps
@@ -247,7 +247,8 @@ def _iterate(
     for iteration in range(int(budget.max()) + 1):
         value, bound = batch.now.value, _gap_bound(batch, objective)
         progress = progress.after(value, bound, rounding)
-        done = (bound <= gap * (value - bound)) | (progress.idle >= _PATIENCE) | (budget[places] <= iteration)
+        near = bound <= gap[places] * (value - bound)
+        done = near | (progress.idle >= _PATIENCE) | (budget[places] <= iteration)
         if done.any():
             parameters[places[done]] = batch.parameters[done]
             iterations[places[done]] = iteration

@@ -11,15 +11,14 @@ from torch.nn.functional import logsigmoid
 
 from probekit.errors import InputError
 from probekit.functional.arguments import (
-    AnyFloats,
     FloatArray,
     IntArray,
     check_features,
-    check_gap,
+    check_gaps,
     check_penalties,
     check_weight,
 )
-from probekit.functional.certified_fit import CertifiedFits, FitSettings, solve_fits
+from probekit.functional.certified_fit import CertifiedFits, FitSettings, Solver
 
 # The logit of a label that holds in no row of positive weight; of one that holds in all, its opposite.
 ABSENT_LOGIT = -100.0
@@ -88,7 +87,7 @@ def fit_sigmoid(
         ([[[True]], [[True]]], [[True], [True]])
     """
     x, penalty = check_features(features), check_penalties(penalties)
-    settings = FitSettings(*check_gap(gap, max_iterations), device)
+    _, most = check_gaps(gap, 1, max_iterations)
     weight, y = check_weight(sample_weight, len(x)), _check_binary(labels, len(x))
     used = weight > 0
     if not used.all():
@@ -96,7 +95,11 @@ def fit_sigmoid(
     path = _constant_path(penalty, x.shape[1], y)
     varied = np.flatnonzero((y != y[0]).any(axis=0))
     if len(varied):
-        _fill(path, varied, _fit_varied(x, y[:, varied], penalty, weight, settings))
+        _fill(
+            path,
+            varied,
+            _fit_varied(Solver(x, weight, FitSettings(most, device)), y[:, varied], penalty, gap),
+        )
     return replace(path, converged=path.gap <= gap)
 
 
@@ -114,15 +117,14 @@ def _constant_path(penalties: FloatArray, width: int, truth: FloatArray) -> Sigm
     )
 
 
-def _fit_varied(
-    features: AnyFloats, truth: FloatArray, penalties: FloatArray, weight: FloatArray, settings: FitSettings
-) -> CertifiedFits:
+def _fit_varied(solver: Solver, truth: FloatArray, penalties: FloatArray, gap: float) -> CertifiedFits:
     """Fit (N, C) labels that vary: P·C fits, in the order (penalty, label)."""
+    weight, count = solver.weight, len(penalties) * truth.shape[1]
     start = np.tile(np.log(weight @ truth) - np.log(weight @ (1 - truth)), len(penalties))[:, None]
     held = torch.from_numpy(truth.T.astype(np.float32))
-    return solve_fits(
-        features, weight, lambda device: _BinaryCrossEntropy(held.to(device)), start,
-        np.repeat(penalties, truth.shape[1]), settings,
+    return solver.solve(
+        lambda device: _BinaryCrossEntropy(held.to(device)), start,
+        np.repeat(penalties, truth.shape[1]), np.full(count, gap),
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,16 +11,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from probekit.errors import InputError
 from probekit.functional.arguments import (
-    AnyFloats,
     FloatArray,
     IntArray,
     check_features,
-    check_gap,
+    check_gaps,
     check_labels,
     check_penalties,
     check_weight,
 )
-from probekit.functional.certified_fit import CertifiedFits, FitSettings, solve_fits
+from probekit.functional.certified_fit import CertifiedFits, FitSettings, Solver
 
 # The logit of a class without a training row. Some other logit is never negative, because weights and
 # intercepts of the classes seen sum to zero: such a class gets a probability below e^-100, never 0.
@@ -53,6 +53,11 @@ class SoftmaxPath:
         rows = np.asarray(features, np.float64)
         return np.asarray(rows @ self.weights + self.intercepts[:, None, :])
 
+    def at(self, places: ArrayLike) -> SoftmaxPath:
+        """Return some of the fits, by their places."""
+        chosen = np.asarray(places, np.intp)
+        return SoftmaxPath(**{name: values[chosen] for name, values in vars(self).items()})
+
 
 def fit_softmax(
     features: ArrayLike,
@@ -61,9 +66,10 @@ def fit_softmax(
     *,
     n_classes: int,
     sample_weight: ArrayLike | None = None,
-    gap: float = 1e-4,
+    gap: ArrayLike = 1e-4,
     max_iterations: int = 1000,
     device: str | torch.device = "cpu",
+    stop: Callable[[SoftmaxPath], bool] | None = None,
 ) -> SoftmaxPath:
     """Fit multinomial logistic regression for P penalties at once.
 
@@ -76,15 +82,22 @@ def fit_softmax(
     −∞ cut off where its probability is below e⁻¹⁰⁰.
 
     Args:
-        features: (N, D), standardised: one penalty serves all columns.
+        features: (N, D), standardised: one penalty serves all columns. They may be memory-mapped: rows are
+            read in blocks, and what does not fit in memory is kept in a temporary file.
         labels: (N,) integers from 0 to C − 1; or (P, N), a labelling for each penalty, as for the permuted
             labels of a null.
         penalties: (P,) positive numbers in any order; may repeat.
         n_classes: C.
         sample_weight: (N,) weights of at least 0, such as 0/1 masks or bootstrap counts; None: all alike.
-        gap: Largest relative gap (F − F*)/F* a fit may have.
+        gap: Largest relative gap (F − F*)/F* a fit may have; or (P,), one for each.
         max_iterations: Most iterations of a fit; one that needs more is returned with ``converged`` False.
         device: Where to compute; what float32 leaves open is finished on the host.
+        stop: Weak penalties take most of the time and are seldom the best. With ``stop``, penalties are
+            solved in groups from the strongest on; after each it is shown what is solved, and True leaves out
+            the rest, which is then missing in the result. Where all of them take no longer, it is not asked.
+
+    Returns:
+        The fits, in the order of ``penalties``.
 
     Raises:
         InputError: If shapes disagree, a label or penalty is out of range, or only one class has rows.
@@ -96,16 +109,46 @@ def fit_softmax(
         ([[1], [1]], [True, True])
     """
     x, penalty = check_features(features), check_penalties(penalties)
-    settings = FitSettings(*check_gap(gap, max_iterations), device)
+    gaps, most = check_gaps(gap, len(penalty), max_iterations)
     weight = check_weight(sample_weight, len(x))
     labellings = _check_labellings(labels, len(x), n_classes, len(penalty))
     used = weight > 0
     if not used.all():
         x, labellings, weight = x[used], labellings[:, used], weight[used]
-    fits = _fit_by_classes(x, labellings, penalty, n_classes, weight, settings)
-    return SoftmaxPath(
-        penalty, fits.weights, fits.intercepts, fits.objective, fits.gap, fits.iterations, fits.gap <= gap
-    )
+    solver = Solver(x, weight, FitSettings(most, device))
+    fits = CertifiedFits.at(np.full((len(penalty), n_classes), ABSENT_LOGIT), x.shape[1])
+    solved = np.zeros(len(penalty), np.bool_)
+    large = x.size * n_classes >= _WORTH_STOPPING
+    for group in _groups(penalty) if stop is not None and large else [np.arange(len(penalty))]:
+        own = labellings if len(labellings) == 1 else labellings[group]
+        fits.put(group, _fit_by_classes(solver, own, penalty[group], n_classes, gaps[group]))
+        solved[group] = True
+        path = SoftmaxPath(
+            penalty,
+            fits.weights,
+            fits.intercepts,
+            fits.objective,
+            fits.gap,
+            fits.iterations,
+            fits.gap <= gaps,
+        ).at(np.flatnonzero(solved))
+        if stop is not None and not solved.all() and stop(path):
+            break
+    return path
+
+
+# Strong penalties need few iterations each: four fill the products, then two at a time lose little.
+_FIRST_GROUP, _NEXT_GROUP = 4, 2
+# Products a pass of one fit (N·D·C) below which all penalties together take less time than some in groups.
+_WORTH_STOPPING = 5e7
+
+
+def _groups(penalties: FloatArray) -> list[NDArray[np.intp]]:
+    """Return places of penalties in groups, the strongest first."""
+    order = np.argsort(-penalties, kind="stable")
+    return [order[:_FIRST_GROUP]] + [
+        order[start : start + _NEXT_GROUP] for start in range(_FIRST_GROUP, len(order), _NEXT_GROUP)
+    ]
 
 
 def _check_labellings(labels: ArrayLike, count: int, n_classes: int, penalties: int) -> IntArray:
@@ -120,12 +163,7 @@ def _check_labellings(labels: ArrayLike, count: int, n_classes: int, penalties: 
 
 
 def _fit_by_classes(
-    features: AnyFloats,
-    labellings: IntArray,
-    penalties: FloatArray,
-    n_classes: int,
-    weight: FloatArray,
-    settings: FitSettings,
+    solver: Solver, labellings: IntArray, penalties: FloatArray, n_classes: int, gaps: FloatArray
 ) -> CertifiedFits:
     """Fit together what sees the same classes, without the classes it does not see."""
     seen = np.stack([np.bincount(one, minlength=n_classes) > 0 for one in labellings])
@@ -134,15 +172,16 @@ def _fit_by_classes(
             "labels of at least two classes", "a single class among the rows of positive weight",
             "Add images of another class",
         )  # fmt: skip
-    count, columns = len(penalties), np.arange(features.shape[1])
-    whole = CertifiedFits.at(np.full((count, n_classes), ABSENT_LOGIT), features.shape[1])
+    width = solver.features.shape[1]
+    count, columns = len(penalties), np.arange(width)
+    whole = CertifiedFits.at(np.full((count, n_classes), ABSENT_LOGIT), width)
     patterns, group = np.unique(seen, axis=0, return_inverse=True)
     group = np.broadcast_to(group.ravel(), count)
     for number, pattern in enumerate(patterns):
         places, classes = np.flatnonzero(group == number), np.flatnonzero(pattern)
         own = labellings if len(labellings) == 1 else labellings[places]
         own = np.searchsorted(classes, own)
-        part = _fit_seen(features, own, penalties[places], len(classes), weight, settings)
+        part = _fit_seen(solver, own, penalties[places], len(classes), gaps[places])
         whole.weights[np.ix_(places, columns, classes)] = part.weights
         whole.intercepts[np.ix_(places, classes)] = part.intercepts
         for name in ("objective", "gap", "iterations"):
@@ -151,20 +190,14 @@ def _fit_by_classes(
 
 
 def _fit_seen(
-    features: AnyFloats,
-    labellings: IntArray,
-    penalties: FloatArray,
-    n_classes: int,
-    weight: FloatArray,
-    settings: FitSettings,
+    solver: Solver, labellings: IntArray, penalties: FloatArray, n_classes: int, gaps: FloatArray
 ) -> CertifiedFits:
     """Fit (L, N) labellings, one or one a penalty, in which every class has a row."""
-    shares = np.stack([np.bincount(one, weight, minlength=n_classes) for one in labellings])
+    shares = np.stack([np.bincount(one, solver.weight, minlength=n_classes) for one in labellings])
     start = np.broadcast_to(np.log(shares), (len(penalties), n_classes))
-    fits = solve_fits(
-        features, weight, lambda device: _CrossEntropy(torch.from_numpy(labellings).to(device)), start,
-        penalties, settings,
-    )  # fmt: skip
+    fits = solver.solve(
+        lambda device: _CrossEntropy(torch.from_numpy(labellings).to(device)), start, penalties, gaps
+    )
     fits.intercepts[:] -= fits.intercepts.mean(axis=1, keepdims=True)
     return fits
 

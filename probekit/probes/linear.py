@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, softmax
+from scipy.special import expit, log_softmax, softmax
 
 from probekit.data.targets import Target
 from probekit.functional.sigmoid_regression import fit_sigmoid
-from probekit.functional.softmax_regression import fit_softmax
+from probekit.functional.softmax_regression import SoftmaxPath, fit_softmax
 from probekit.probes.controls import permute_rows
-from probekit.probes.protocol import Outcome, Protocol, TapData, choose_penalty
+from probekit.probes.protocol import Outcome, Protocol, TapData, choose_penalty, is_past_best
 from probekit.probes.scoring import class_rows, label_rows, mean_average_precision
 from probekit.results.fitted import Probe
 
@@ -50,33 +50,54 @@ def fit_classes(data: TapData, target: Target, protocol: Protocol, name: str) ->
     """
     labels, roles = target.values, data.roles
     penalties = np.array(sorted(protocol.penalties, reverse=True))
+    judge = _Judge(data.choose.score, labels[roles.val])
     path = fit_softmax(
-        data.choose.fit, labels[roles.train], penalties, n_classes=target.n_classes, gap=protocol.gap
+        data.choose.fit,
+        labels[roles.train],
+        penalties,
+        n_classes=target.n_classes,
+        gap=protocol.gap,
+        stop=lambda path: is_past_best(*judge.scores(path)),
     )
-    logits = path.logits(data.choose.score)
-    truth = labels[roles.val]
-    accuracy = (logits.argmax(axis=2) == truth).mean(axis=1)
-    loss = -np.log(np.maximum(softmax(logits, axis=2)[:, np.arange(len(truth)), truth], 1e-300)).mean(axis=1)
-    choice = choose_penalty(penalties, accuracy, loss)
+    hits, loss = judge.scores(path)
+    choice = choose_penalty(penalties, hits.mean(axis=1), loss)
 
+    # The probe and the fits behind its null differ in labels alone, so that they are solved together.
     fitting = labels[roles.fitting]
-    final = fit_softmax(
-        data.refit.fit, fitting, [choice.penalty], n_classes=target.n_classes, gap=protocol.gap
-    )
     orders = permute_rows(len(fitting), protocol.permutations, seed=protocol.seed, name=name)
-    null_logits = np.empty((0, len(roles.test), target.n_classes))
-    if len(orders):
-        null = fit_softmax(
-            data.refit.fit,
-            fitting[orders],
-            [choice.penalty] * len(orders),
-            n_classes=target.n_classes,
-            gap=NULL_GAP,
-        )
-        null_logits = null.logits(data.refit.score)
-    return LinearFit(
-        final.weights[0], final.intercepts[0], _params(choice, penalties, final, data), null_logits
+    together = fit_softmax(
+        data.refit.fit,
+        np.concatenate([fitting[None], fitting[orders]]),
+        [choice.penalty] * (1 + len(orders)),
+        n_classes=target.n_classes,
+        gap=[protocol.gap] + [max(NULL_GAP, protocol.gap)] * len(orders),
     )
+    final, null = together.at([0]), together.at(range(1, 1 + len(orders)))
+    return LinearFit(
+        final.weights[0],
+        final.intercepts[0],
+        _params(choice, penalties, final, data),
+        null.logits(data.refit.score),
+    )
+
+
+class _Judge:
+    """Scores fits on val, each penalty once."""
+
+    def __init__(self, features: NDArray[np.float32], truth: NDArray[np.int64]) -> None:
+        self._features, self._truth = features, truth
+        self._known: dict[float, tuple[NDArray[np.bool_], float]] = {}
+
+    def scores(self, path: SoftmaxPath) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        """Return (P, n) hits and (P,) cross-entropies."""
+        new = [place for place, penalty in enumerate(path.penalties) if penalty not in self._known]
+        rows = np.arange(len(self._truth))
+        for place, logits in zip(new, path.at(new).logits(self._features), strict=True):
+            of_truth = log_softmax(logits, axis=1)[rows, self._truth]
+            hits = logits.argmax(axis=1) == self._truth
+            self._known[path.penalties[place]] = hits, float(-of_truth.mean())
+        hits_, losses = zip(*(self._known[penalty] for penalty in path.penalties), strict=True)
+        return np.stack(hits_), np.array(losses)
 
 
 def probe_classes(data: TapData, name: str, target: Target, protocol: Protocol) -> Outcome:

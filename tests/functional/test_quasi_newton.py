@@ -62,10 +62,20 @@ def test_curvature_is_the_mean_of_p_times_1_minus_p(softmax_objective):
 
 def test_a_fit_does_not_see_the_others_in_its_batch(softmax_objective):
     start = torch.zeros(3, 3, 8, dtype=torch.float64)
-    together = minimise(softmax_objective, start, torch.arange(3), gap=1e-8, budget=torch.full((3,), 500))
+    together = minimise(
+        softmax_objective,
+        start,
+        torch.arange(3),
+        gap=torch.tensor(1e-8, dtype=torch.float64).expand(3),
+        budget=torch.full((3,), 500),
+    )
     for fit in range(3):
         alone = minimise(
-            softmax_objective, start[:1], torch.tensor([fit]), gap=1e-8, budget=torch.full((1,), 500)
+            softmax_objective,
+            start[:1],
+            torch.tensor([fit]),
+            gap=torch.tensor(1e-8, dtype=torch.float64).expand(3),
+            budget=torch.full((1,), 500),
         )
         assert alone.iterations[0] == together.iterations[fit]
         torch.testing.assert_close(alone.parameters[0], together.parameters[fit], rtol=1e-8, atol=1e-10)
@@ -73,7 +83,13 @@ def test_a_fit_does_not_see_the_others_in_its_batch(softmax_objective):
 
 def test_each_fit_has_its_own_budget(softmax_objective):
     start = torch.zeros(3, 3, 8, dtype=torch.float64)
-    end = minimise(softmax_objective, start, torch.arange(3), gap=1e-12, budget=torch.tensor([0, 2, 5]))
+    end = minimise(
+        softmax_objective,
+        start,
+        torch.arange(3),
+        gap=torch.tensor(1e-12, dtype=torch.float64).expand(3),
+        budget=torch.tensor([0, 2, 5]),
+    )
     assert end.iterations.tolist() == [0, 2, 5]
     assert (end.parameters[0] == 0).all()
 
@@ -88,7 +104,9 @@ def test_values_never_rise_and_long_steps_are_shortened(planted):
     )  # fmt: skip
     values, parameters = [], torch.zeros(1, 1, 5, dtype=torch.float64)
     for budget in (*range(12), 25, 60):
-        end = minimise(objective, parameters, torch.arange(1), gap=1e-10, budget=torch.tensor([budget]))
+        end = minimise(
+            objective, parameters, torch.arange(1), gap=torch.tensor([1e-10]), budget=torch.tensor([budget])
+        )
         values.append(objective.evaluate(end.parameters, torch.arange(1)).value.item())
     assert (np.diff(values) <= 1e-12 * np.abs(values[1:])).all()
     assert objective.evaluate(end.parameters, torch.arange(1)).gradient.norm() < 1e-3
@@ -102,16 +120,32 @@ def test_a_fit_that_rounding_stops_leaves_the_batch(planted):
         _BinaryCrossEntropy(torch.from_numpy(labels)[None].double()), torch.tensor([1e-3]),
     )  # fmt: skip
     end = minimise(
-        objective, torch.zeros(1, 1, 8), torch.arange(1), gap=1e-30, budget=torch.tensor([100_000])
+        objective,
+        torch.zeros(1, 1, 8),
+        torch.arange(1),
+        gap=torch.tensor(1e-30, dtype=torch.float64).expand(3),
+        budget=torch.tensor([100_000]),
     )
     assert end.iterations[0] < 1000
 
 
 def test_memory_of_one_pair_still_arrives(softmax_objective, monkeypatch):
     start, fits = torch.zeros(3, 3, 8, dtype=torch.float64), torch.arange(3)
-    long = minimise(softmax_objective, start, fits, gap=1e-8, budget=torch.full((3,), 500))
+    long = minimise(
+        softmax_objective,
+        start,
+        fits,
+        gap=torch.tensor(1e-8, dtype=torch.float64).expand(3),
+        budget=torch.full((3,), 500),
+    )
     monkeypatch.setattr(quasi_newton, "MEMORY", 1)
-    short = minimise(softmax_objective, start, fits, gap=1e-8, budget=torch.full((3,), 500))
+    short = minimise(
+        softmax_objective,
+        start,
+        fits,
+        gap=torch.tensor(1e-8, dtype=torch.float64).expand(3),
+        budget=torch.full((3,), 500),
+    )
     values = [softmax_objective.evaluate(end.parameters, fits).value for end in (long, short)]
     torch.testing.assert_close(*values, rtol=1e-8, atol=0)
     assert short.iterations.sum() > long.iterations.sum()
@@ -121,15 +155,39 @@ def test_threads_share_the_rows_and_are_given_back(softmax_objective, monkeypatc
     monkeypatch.setitem(quasi_newton._BLOCK_BYTES, "cpu", 1)
     monkeypatch.setattr(quasi_newton, "_LEAST_ROWS", 7)
     start, fits = torch.zeros(3, 3, 8, dtype=torch.float64), torch.arange(3)
-    alone = minimise(softmax_objective, start, fits, gap=1e-8, budget=torch.full((3,), 500))
+    alone = minimise(
+        softmax_objective,
+        start,
+        fits,
+        gap=torch.tensor(1e-8, dtype=torch.float64).expand(3),
+        budget=torch.full((3,), 500),
+    )
     torch.set_num_threads(3)
     try:
-        shared = minimise(softmax_objective, start, fits, gap=1e-8, budget=torch.full((3,), 500))
+        shared = minimise(
+            softmax_objective,
+            start,
+            fits,
+            gap=torch.tensor(1e-8, dtype=torch.float64).expand(3),
+            budget=torch.full((3,), 500),
+        )
         assert torch.get_num_threads() == 3
-        again = minimise(softmax_objective, start, fits, gap=1e-8, budget=torch.full((3,), 500))
+        again = minimise(
+            softmax_objective,
+            start,
+            fits,
+            gap=torch.tensor(1e-8, dtype=torch.float64).expand(3),
+            budget=torch.full((3,), 500),
+        )
         broken = replace(softmax_objective, loss=lambda logits, fits, rows: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            minimise(broken, start, fits, gap=1e-8, budget=torch.full((3,), 500))
+            minimise(
+                broken,
+                start,
+                fits,
+                gap=torch.tensor(1e-8, dtype=torch.float64).expand(3),
+                budget=torch.full((3,), 500),
+            )
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(1)

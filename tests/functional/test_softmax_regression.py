@@ -11,7 +11,14 @@ from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
 
 from probekit.errors import InputError, NonFiniteFeatures
-from probekit.functional import certified_fit, fit_sigmoid, fit_softmax, quasi_newton
+from probekit.functional import (
+    certified_fit,
+    eigenbasis,
+    fit_sigmoid,
+    fit_softmax,
+    quasi_newton,
+    softmax_regression,
+)
 from probekit.functional.softmax_regression import ABSENT_LOGIT
 
 PENALTIES = [10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5]
@@ -253,7 +260,7 @@ def test_small_budgets_of_memory_change_no_number_beyond_the_gap(planted, monkey
     for module, name in (
         (certified_fit, "_HISTORY_BYTES"),
         (certified_fit, "_LOGIT_BYTES"),
-        (certified_fit, "_FEATURE_BYTES"),
+        (eigenbasis, "_BLOCK_BYTES"),
     ):
         monkeypatch.setattr(module, name, 1)
     monkeypatch.setitem(quasi_newton._BLOCK_BYTES, "cpu", 1)
@@ -327,3 +334,49 @@ def test_large_problems_in_single_precision(planted, n, d, c):
     assert path.converged.all()
     own = objective(x.astype(float), labels, path.weights[2], path.intercepts[2], 1e-4)
     assert own == pytest.approx(path.objective[2], rel=1e-9)
+
+
+def test_stopping_leaves_out_the_weakest_and_changes_no_other(planted, monkeypatch):
+    monkeypatch.setattr(softmax_regression, "_WORTH_STOPPING", 0)
+    x, labels = planted(400, 12, 4)
+    penalties = [1e-3, 10.0, 1e-1, 1e-4, 1.0, 1e-2, 1e-5, 3.0]
+    whole = fit_softmax(x, labels, penalties, n_classes=4, gap=1e-8)
+    shown = []
+
+    def after_the_second_group(path):
+        shown.append(path.penalties.tolist())
+        return len(shown) == 2
+
+    some = fit_softmax(x, labels, penalties, n_classes=4, gap=1e-8, stop=after_the_second_group)
+    # From the strongest on, in the order given.
+    assert shown == [[10.0, 1e-1, 1.0, 3.0], [1e-3, 10.0, 1e-1, 1.0, 1e-2, 3.0]]
+    assert some.penalties.tolist() == shown[-1]
+    np.testing.assert_allclose(some.objective, whole.at([0, 1, 2, 4, 5, 7]).objective, rtol=2e-8)
+    assert some.converged.all()
+    never = fit_softmax(x, labels, penalties, n_classes=4, gap=1e-8, stop=lambda _: False)
+    assert never.penalties.tolist() == penalties
+
+
+def test_every_fit_has_its_own_gap(planted):
+    x, labels = planted(900, 30, 5)
+    path = fit_softmax(x, labels, [1e-3] * 3, n_classes=5, gap=[1e-2, 1e-8, 1e-5])
+    assert path.converged.all()
+    assert (path.gap <= [1e-2, 1e-8, 1e-5]).all()
+    assert path.iterations[0] < path.iterations[2] < path.iterations[1]
+    with pytest.raises(InputError, match="one gap, or 3"):
+        fit_softmax(x, labels, [1.0] * 3, n_classes=5, gap=[1e-2, 1e-3])
+
+
+def test_memory_mapped_features_give_the_same_answer(planted, tmp_path, monkeypatch):
+    x, labels = planted(3000, 40, 5)
+    np.save(tmp_path / "x.npy", x.astype(np.float32))
+    penalties = [1.0, 1e-2]
+    in_memory = fit_softmax(x.astype(np.float32), labels, penalties, n_classes=5, gap=1e-6)
+    # Blocks of a few rows, coordinates in a file, float32 in use.
+    monkeypatch.setattr(eigenbasis, "_BLOCK_BYTES", 8 * 40 * 100)
+    monkeypatch.setattr(eigenbasis, "_MEMORY_BYTES", 1)
+    monkeypatch.setattr(certified_fit, "_SMALL", 1)
+    mapped = fit_softmax(np.load(tmp_path / "x.npy", mmap_mode="r"), labels, penalties, n_classes=5, gap=1e-6)
+    np.testing.assert_allclose(mapped.objective, in_memory.objective, rtol=2e-6)
+    np.testing.assert_allclose(mapped.weights, in_memory.weights, atol=2e-3)
+    assert mapped.converged.all()

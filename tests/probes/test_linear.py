@@ -11,6 +11,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, log_loss
 
 from probekit.data.targets import Target
+from probekit.functional import softmax_regression
+from probekit.probes import linear
 from probekit.probes.linear import fit_classes, probe_classes, probe_labels
 from probekit.results.fitted import Probe
 from tests.probes.conftest import QUICK, gaussians, tap_data
@@ -51,6 +53,36 @@ def test_scores_are_those_of_scikit_learn_under_the_same_protocol(case):
     expected = balanced_accuracy_score(truth, probabilities.argmax(1))
     assert rows["balanced_accuracy"]["value"] == pytest.approx(expected)
     assert rows["accuracy"]["params"]["gap"] <= 1e-9
+
+
+@pytest.mark.parametrize("distance", [0.0, 0.5, 1.0, 2.0, 4.0])
+@pytest.mark.parametrize(("d", "noise"), [(6, 0), (60, 40), (400, 390)])
+def test_racing_changes_no_choice(monkeypatch, distance: float, d: int, noise: int):
+    # A few columns that tell, many that do not: weak penalties overfit, and the race ends early.
+    values, labels = gaussians(n=6400, d=d - noise, distance=distance, seed=d)
+    values = np.concatenate(
+        [values, np.random.default_rng(d).normal(size=(len(values), noise))], axis=1
+    ).astype(np.float32)
+    data, target = tap_data(values), Target(labels, "class", NAMES)
+    protocol = replace(QUICK, penalties=tuple(np.geomspace(10, 1e-5, 13)), permutations=0)
+    solved = []
+    original = linear.fit_softmax
+
+    def counted(*args, **settings):
+        path = original(*args, **settings)
+        solved.append(len(path.penalties))
+        return path
+
+    monkeypatch.setattr(linear, "fit_softmax", counted)
+    whole = fit_classes(data, target, protocol, "class")
+    monkeypatch.setattr(softmax_regression, "_WORTH_STOPPING", 0)
+    raced = fit_classes(data, target, protocol, "class")
+    assert raced.params["penalty"] == whole.params["penalty"]
+    assert raced.params["val"] == whole.params["val"]
+    assert solved[0] == 13
+    if (d, distance) == (400, 2.0):
+        assert solved[2] < 13
+    np.testing.assert_allclose(raced.weights, whole.weights, atol=0.02)
 
 
 def test_test_labels_touch_nothing_but_the_score(case):
