@@ -44,8 +44,7 @@ from probekit.features.streaming import (
     BATCH_SIZE,
     Waiting,
     divide,
-    pixel_batches,
-    prepared,
+    first_batch,
     read_batches,
     stream,
 )
@@ -218,7 +217,7 @@ def _compute(
     missing = [tap for tap in resolved if folders[tap].values(len(images)) is None]
     if missing:
         _check_engine(engine, _facts_here(backbone, engine), place)
-        first = cache(lambda: _first_batch(backbone, images, engine["batch_size"]))
+        first = cache(lambda: first_batch(backbone, images, engine["batch_size"]))
         narrow = engine["precision"] != "float32" and [tap for tap in missing if not folders[tap].facts()]
         errors = precision_errors(backbone, narrow, engine, first) if narrow else {}
         for tap in missing:
@@ -254,7 +253,7 @@ def _decide(
             facts = engine_facts(backbone.device, wanted.batch_size, path="auto", precision=wanted.precision)
             path = choose_path(
                 backbone, taps, facts, -(-len(images) // wanted.batch_size),
-                lambda: _first_batch(backbone, images, wanted.batch_size), folder / "trials",
+                lambda: first_batch(backbone, images, wanted.batch_size), folder / "trials",
             )  # fmt: skip
         engine = engine_facts(backbone.device, wanted.batch_size, path=path, precision=wanted.precision)
         index = pd.DataFrame({"id": images.ids, "split": images.splits})
@@ -267,12 +266,6 @@ def _facts_here(backbone: Backbone, engine: Mapping[str, Any]) -> dict[str, Any]
     return engine_facts(
         backbone.device, engine["batch_size"], path=engine["path"], precision=engine["precision"]
     )
-
-
-def _first_batch(backbone: Backbone, images: ImageSet, batch_size: int) -> Tensor:
-    rows = np.arange(min(batch_size, len(images)))
-    _, pixels = next(pixel_batches(images, backbone.preprocessing, [rows]))
-    return prepared(backbone, pixels)
 
 
 def _run(

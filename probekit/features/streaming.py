@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from probekit.compute import cores
+from probekit.compute import cores, engine_facts
 from probekit.data.images import ImageSet
 from probekit.data.transforms import Preprocessing
+from probekit.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +36,7 @@ def stream(
     *,
     batch_size: int = BATCH_SIZE,
     start: int = 0,
+    engine: str = "eager",
 ) -> Iterator[tuple[NDArray[np.str_], dict[Tap, NDArray[np.float32]]]]:
     """Yield image ids and what every tap says of them, batch by batch.
 
@@ -47,21 +49,29 @@ def stream(
         taps: What to read; see ``resolve_taps``.
         batch_size: Images a forward pass. The last bits of an activation may depend on it.
         start: Number of the first image.
+        engine: ``eager``, the plain forward pass, or ``fused``, the faster one, proven on the first batch:
+            see ``extract``.
 
     Yields:
         ids (n,) and a dict Tap → (n, …) float32 values, in the order of the taps asked for.
 
     Raises:
         TapError: If a tap cannot be read; before the first image is decoded where that can be known.
+        FusionImpossible: If the fused pass is asked for and does not give what the plain one gives.
         ImageUnreadable: If an image cannot be decoded.
     """
+    from probekit.features.trial import open_forward
     from probekit.taps.layers import resolve_taps
-    from probekit.taps.record import record
 
+    if engine not in ("eager", "fused"):
+        raise InputError("the engine eager or fused", repr(engine), "eager is the default")
     resolved = resolve_taps(backbone, taps)
     batches = divide(np.arange(start, len(images)), batch_size)
-    with record(backbone, resolved) as run:
-        for rows, values in read_batches(backbone, images, run, batches):
+    facts = engine_facts(backbone.device, batch_size, path=engine)
+    with open_forward(
+        backbone, resolved, facts, lambda: first_batch(backbone, images, batch_size)
+    ) as forward:
+        for rows, values in read_batches(backbone, images, forward, batches):
             yield images.ids[rows], values
 
 
@@ -126,6 +136,13 @@ def prepared(backbone: Backbone, pixels: NDArray[np.uint8]) -> Tensor:
     if backbone.device.type == "cuda":
         batch = batch.pin_memory()
     return backbone.prepare(batch.to(backbone.device, non_blocking=True))
+
+
+def first_batch(backbone: Backbone, images: ImageSet, batch_size: int) -> Tensor:
+    """Return the first images of a set as the backbone's input."""
+    rows = np.arange(min(batch_size, len(images)))
+    _, pixels = next(pixel_batches(images, backbone.preprocessing, [rows]))
+    return prepared(backbone, pixels)
 
 
 def divide(rows: NDArray[np.intp], batch_size: int) -> list[NDArray[np.intp]]:

@@ -50,7 +50,7 @@ def fit_classes(data: TapData, target: Target, protocol: Protocol, name: str) ->
     """
     labels, roles = target.values, data.roles
     penalties = np.array(sorted(protocol.penalties, reverse=True))
-    judge = _Judge(data.choose.score, labels[roles.val])
+    judge = Judge(data.choose.score, labels[roles.val])
     path = fit_softmax(
         data.choose.fit,
         labels[roles.train],
@@ -81,8 +81,13 @@ def fit_classes(data: TapData, target: Target, protocol: Protocol, name: str) ->
     )
 
 
-class _Judge:
-    """Scores fits on val, each penalty once."""
+class Judge:
+    """Scores fits on val, each penalty once.
+
+    Args:
+        features: (n, D) standardised val rows.
+        truth: (n,) their labels.
+    """
 
     def __init__(self, features: NDArray[np.float32], truth: NDArray[np.int64]) -> None:
         self._features, self._truth = features, truth

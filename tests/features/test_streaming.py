@@ -11,7 +11,7 @@ import torch
 
 from probekit import stream
 from probekit.data.transforms import Preprocessing
-from probekit.errors import ImageUnreadable
+from probekit.errors import ImageUnreadable, InputError
 from probekit.features.streaming import Waiting, divide, pixel_batches, read_batches
 from tests.features.conftest import images, small_backbone
 
@@ -93,3 +93,17 @@ def test_where_the_time_goes_is_told():
         list(read_batches(backbone, data, forward, divide(np.arange(16), 4), waiting))
         told.append(waiting.bottleneck().split()[0])
     assert told == ["decode", "model"]
+
+
+def test_the_fused_stream_gives_the_same():
+    data, backbone = images(50), small_backbone()
+    eager, fused = (
+        list(stream(backbone, data, TAPS, batch_size=16, engine=engine)) for engine in ("eager", "fused")
+    )
+    assert len(eager) == len(fused) == 4
+    for (ids, values), (other_ids, other) in zip(eager, fused, strict=True):
+        assert (ids == other_ids).all()
+        for tap, expected in values.items():
+            assert np.linalg.norm(other[tap] - expected) <= 1e-5 * np.linalg.norm(expected)
+    with pytest.raises(InputError, match="eager or fused"):
+        next(stream(backbone, data, TAPS, engine="auto"))

@@ -15,7 +15,8 @@ import torch
 
 from probekit import extract
 from probekit.errors import FusionImpossible, InputError
-from probekit.features import extraction, fusion, trial
+from probekit.features import fusion, trial
+from probekit.features.streaming import first_batch
 from tests.features.conftest import images, small_backbone
 from tests.features.test_extraction import everything
 
@@ -156,6 +157,6 @@ def test_the_first_batch_is_the_first_for_every_rank(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "3")
     backbone, data = small_backbone(), images()
-    batch = extraction._first_batch(backbone, data, 8)
+    batch = first_batch(backbone, data, 8)
     pixels = np.stack([data.pixels(i, backbone.preprocessing) for i in range(8)])
     assert torch.equal(batch, backbone.prepare(torch.from_numpy(pixels)))
