@@ -46,11 +46,15 @@ def prepare(request):
             x = np.concatenate(column)
             x = ((x - x[train].mean(0)) / (x[train].std(0) + 1e-9)).astype(np.float32)
             fits = [
-                LogisticRegression(C=1 / (train.sum() * one), tol=request["tol"], max_iter=5000).fit(x[train], y[train])
+                LogisticRegression(C=1 / (train.sum() * one), tol=request["tol"], max_iter=5000).fit(
+                    x[train], y[train]
+                )
                 for one in request["penalties"]
             ]
             best = max(fits, key=lambda fit: fit.score(x[val], y[val]))
-            best = LogisticRegression(C=best.C, tol=request["tol"], max_iter=5000).fit(x[train | val], y[train | val])
+            best = LogisticRegression(C=best.C, tol=request["tol"], max_iter=5000).fit(
+                x[train | val], y[train | val]
+            )
             table.append(float(best.score(x[test], y[test])))
         return {"seconds": time.perf_counter() - began, "accuracies": table}
 

@@ -38,9 +38,10 @@ def _extraction(request):
     backbone = Backbone.from_module(network(request), preprocessing=Preprocessing(size, size))
 
     def images(number, name):
+        target = Target(np.zeros(number, np.int64), "class", ("one", "other"))
         return ImageSet(
-            name, np.arange(number).astype(str), {"class": Target(np.zeros(number, np.int64), "class", ("one", "other"))},
-            np.full(number, "train"), Noise(size), f"{number:064d}",
+            name, np.arange(number).astype(str), {"class": target}, np.full(number, "train"), Noise(size),
+            f"{number:064d}",
         )  # fmt: skip
 
     def step():

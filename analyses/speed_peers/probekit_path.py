@@ -37,7 +37,12 @@ def prepare(request):
             request["answer"], penalties=path.penalties, weights=path.weights, intercepts=path.intercepts,
             gap=path.gap, objective=path.objective,
         )  # fmt: skip
-        return {"penalty": choice.penalty, "val": choice.score, "test": accuracy, "solved": len(path.penalties)}
+        return {
+            "penalty": choice.penalty,
+            "val": choice.score,
+            "test": accuracy,
+            "solved": len(path.penalties),
+        }
 
     return step
 

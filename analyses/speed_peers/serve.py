@@ -66,13 +66,16 @@ def batches(request):
 
 
 def network(request, **settings):
-    """Return timm's network with random weights, and torch on the threads asked for."""
+    """Return timm's network with random or given weights, and torch on the threads asked for."""
     import timm
     import torch
 
     torch.set_num_threads(request["threads"])
     torch.manual_seed(0)
-    return timm.create_model(request["arch"], **settings).eval()
+    net = timm.create_model(request["arch"], **settings)
+    if "weights" in request:
+        net.load_state_dict(torch.load(request["weights"], weights_only=True))
+    return net.eval()
 
 
 def pooled(value):

@@ -32,7 +32,8 @@ def prepare(request):
             return {"seconds": once * len(strengths), "extrapolated": True}
         began = time.perf_counter()
         model = LogisticRegressionCV(
-            Cs=strengths, cv=hold_out, tol=request["tol"], max_iter=request["max_iter"], use_legacy_attributes=False,
+            Cs=strengths, cv=hold_out, tol=request["tol"], max_iter=request["max_iter"],
+            use_legacy_attributes=False,
         ).fit(x, y)  # fmt: skip
         accuracy = float(model.score(*test))
         seconds = time.perf_counter() - began

@@ -25,7 +25,9 @@ def prepare(request):
 
         def loss():
             optimiser.zero_grad()
-            value = torch.nn.functional.cross_entropy(x @ weight + bias, y) + penalty / 2 * weight.square().sum()
+            value = (
+                torch.nn.functional.cross_entropy(x @ weight + bias, y) + penalty / 2 * weight.square().sum()
+            )
             value.backward()
             return value
 
