@@ -37,7 +37,7 @@ def kept_pixels(images: ImageSet, folder: Path) -> Iterator[ImageSet]:
         folder: Where to keep them; made if need be.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    memory = PixelMemory(folder, np.arange(len(images)))
+    memory = PixelMemory(folder, np.arange(len(images)), len(images))
     try:
         yield replace(images, memory=memory)
     finally:
@@ -51,10 +51,12 @@ class PixelMemory:
     Attributes:
         folder: Where the files are.
         places: (N,) place of each image in the files.
+        count: How many places a file has.
     """
 
     folder: Path
     places: NDArray[np.int64]
+    count: int
     _kept: dict[tuple[int, int, str], _Pixels | None] = field(default_factory=dict)
     _opening: threading.Lock = field(default_factory=threading.Lock)
 
@@ -78,15 +80,14 @@ class PixelMemory:
         return pixels
 
     def _open(self, size: int) -> _Pixels | None:
-        count = len(self.places)
-        wanted = count * size * size * 3
+        wanted = self.count * size * size * 3
         if not hasattr(os, "pread") or wanted > min(
             MOST_BYTES, MOST_SHARE * shutil.disk_usage(self.folder).free
         ):
             log.info("%.1f GB of pixels are not kept: they are decoded for every model", wanted / 1e9)
             return None
         file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - closed by close()
-        return _Pixels(file, size, np.zeros(count, np.bool_))
+        return _Pixels(file, size, np.zeros(self.count, np.bool_))
 
     def close(self) -> None:
         """Forget everything."""

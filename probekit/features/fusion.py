@@ -63,10 +63,12 @@ def fuse(
     _prune(graph)
     _fold_batch_norm(traced)
     last = example.device.type != "mps"
+    packs = example.device.type == "cpu" and _can_pack(precision)
+    if packs:
+        _absorb_padding(traced)
     _lay_out_weights(traced, precision, channels_last=last)
-    batch = _laid_out(example.to(precision), last)
-    if example.device.type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        _pack_convolutions(traced, batch)
+    if packs:
+        _pack_convolutions(traced, _laid_out(example.to(precision), last))
     graph.lint()
     traced.recompile()
 
@@ -79,6 +81,13 @@ def fuse(
         return {tap: value[:count] for tap, value in zip(taps, values, strict=True)}
 
     return forward
+
+
+def _can_pack(precision: torch.dtype) -> bool:
+    """Whether oneDNN takes packed weights of this precision on this processor."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return precision is torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _laid_out(batch: Tensor, channels_last: bool) -> Tensor:
@@ -201,6 +210,49 @@ def _fold_batch_norm(traced: fx.GraphModule) -> None:
         norm.replace_all_uses_with(conv)
         traced.graph.erase_node(norm)
     _prune(traced.graph)
+
+
+def _absorb_padding(traced: fx.GraphModule) -> None:
+    """Let convolutions pad for themselves what is padded with zeros before them.
+
+    They pad both ends alike. Where one end needs less, taps of zero weight at that end of the kernel reach
+    into what is too much: products of zero, at a cost that only a depthwise convolution earns back.
+    """
+    for pad in _calls(traced.graph):
+        conv = _only_user(pad)
+        if conv is None or (ends := _zero_padding(pad)) is None or conv.target is not aten.conv2d.default:
+            continue
+        stride, padding, dilation, groups = _geometry(conv)
+        weight = _constant(traced, conv.args[1])
+        if weight is None or conv.args[0] is not pad:
+            continue
+        # Before and after, of rows and of columns.
+        sums = [(before + own, after + own) for (before, after), own in zip(ends, padding, strict=True)]
+        if any(one != other for one, other in sums):
+            if weight.shape[1] > 1 or dilation != [1, 1]:
+                continue
+            # y[i] = Σⱼ w[j] x[s·i − before + j]: as many taps of zero as the padding of this end grows.
+            (top, bottom), (left, right) = ((max(one, two) - one, max(one, two) - two) for one, two in sums)
+            grown = nn.functional.pad(weight, (left, right, top, bottom))
+            with traced.graph.inserting_before(conv):
+                taps = _add_constant(traced, f"{conv.name}_grown", grown)
+        else:
+            taps = conv.args[1]
+        bias = conv.args[2] if len(conv.args) > 2 else None
+        conv.args = (pad.args[0], taps, bias, stride, [max(one) for one in sums], dilation, groups)
+        traced.graph.erase_node(pad)
+    _prune(traced.graph)
+
+
+def _zero_padding(node: fx.Node) -> list[tuple[int, int]] | None:
+    """Return (before, after) of rows and of columns, if a node adds that many zeros there and no more."""
+    if node.target is not aten.pad.default or node.kwargs:
+        return None
+    amounts, mode, value = [*node.args[1:], *("constant", 0)[len(node.args) - 2 :]]
+    if mode != "constant" or value not in (0, None) or min(amounts) < 0:
+        return None
+    columns, rows = amounts[:2], [*amounts[2:4], 0, 0][:2]
+    return [tuple(rows), tuple(columns)] if len(amounts) in (2, 4) else None
 
 
 def _lay_out_weights(traced: fx.GraphModule, precision: torch.dtype, *, channels_last: bool) -> None:

@@ -56,6 +56,16 @@ def test_a_second_reading_decodes_nothing_and_gives_the_same(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_selection_may_be_read_before_the_whole(images: ImageSet, source: Counted, tmp_path: Path):
+    expected = [images.pixels(i, SMALL) for i in range(9)]
+    source.reads.clear()
+    with kept_pixels(images, tmp_path) as shared:
+        np.testing.assert_array_equal(shared.select([8, 3]).pixels(0, SMALL), expected[8])
+        for i in range(9):
+            np.testing.assert_array_equal(shared.pixels(i, SMALL), expected[i])
+    assert source.reads == [8, 0, 1, 2, 3, 4, 5, 6, 7]
+
+
 def test_a_full_disk_costs_the_memory_and_not_the_run(
     images: ImageSet, source: Counted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

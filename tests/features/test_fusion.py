@@ -16,11 +16,19 @@ from probekit.taps.layers import resolve_taps
 
 
 def both(backbone: Backbone, words, batch: torch.Tensor):
-    """Return the errors of the fused pass, and how many convolutions it left unpacked."""
+    """Return the errors of the fused pass at each tap."""
     taps = resolve_taps(backbone, words)
     with record(backbone, taps) as run:
         reference = run(batch)
     return relative_errors(fuse(backbone, taps, batch)(batch), reference)
+
+
+def operations(backbone: Backbone, words, batch: torch.Tensor) -> set[str]:
+    """Return the names of what the fused pass calls."""
+    fused = fuse(backbone, resolve_taps(backbone, words), batch)
+    with torch.profiler.profile() as seen:
+        fused(batch)
+    return {event.key.removeprefix("aten::") for event in seen.key_averages()}
 
 
 def settled(module: nn.Module, size: int = 32) -> Backbone:
@@ -214,3 +222,45 @@ def test_bfloat16_is_close():
         reference = run(batch)
     errors = relative_errors(fuse(backbone, taps, batch, precision=torch.bfloat16)(batch), reference)
     assert all(1e-4 < error < 0.1 for error in errors.values())
+
+
+@pytest.mark.parametrize(
+    ("amounts", "mode", "groups", "dilation", "absorbed"),
+    [
+        ((0, 1, 0, 1), "constant", 4, 1, True),
+        ((2, 0, 1, 3), "constant", 4, 1, True),
+        ((1, 2), "constant", 4, 1, True),
+        ((1, 1, 2, 2), "constant", 1, 2, True),
+        ((0, 1, 0, 1), "constant", 1, 1, False),
+        ((0, 1, 0, 1), "constant", 4, 2, False),
+        ((0, -1, 0, 1), "constant", 4, 1, False),
+        ((1, 1, 1, 1), "reflect", 4, 1, False),
+        ((1, 1, 1, 1, 0, 0), "constant", 4, 1, False),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("stride", [1, 2])
+def test_zeros_around_an_image_become_the_padding_of_a_convolution(
+    amounts, mode, groups, dilation, absorbed, stride
+):
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+            self.conv = nn.Conv2d(4, 4, 3, stride, 1, dilation, groups, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(self.conv(nn.functional.pad(self.stem(x), amounts, mode)))
+
+    backbone, batch = settled(Padded()), noise(15)
+    assert max(both(backbone, ["norm|raw"], batch).values()) <= 1e-5
+    assert ("pad" not in operations(backbone, ["norm|raw"], batch)) == absorbed
+
+
+def test_padding_that_is_no_zero_or_is_read_stays():
+    for net, words in (
+        (nn.Sequential(nn.ConstantPad2d((0, 1, 0, 1), 0.5), nn.Conv2d(3, 3, 3, groups=3)), ["1"]),
+        (nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(3, 3, 3, groups=3)), ["0", "1"]),
+    ):
+        backbone = Backbone.from_module(net)
+        assert max(both(backbone, words, noise(16)).values()) <= 1e-5
+        assert "pad" in operations(backbone, words, noise(16))

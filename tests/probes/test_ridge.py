@@ -45,6 +45,9 @@ def test_targets_scored_together_are_scored_as_alone():
     for name, target in targets.items():
         alone = probe_values(tap_data(values), {name: target}, QUICK, labels)[name]
         both = (together[name].rows[0], alone.rows[0])
+        for params in both:
+            # The width of a product decides the order of its sums, and so the last bit.
+            params["params"]["val"] = pytest.approx(params["params"]["val"], abs=1e-12)
         assert both[0]["params"] == both[1]["params"]
         for column in ("value", "ci_low", "ci_high", "null"):
             assert both[0][column] == pytest.approx(both[1][column], abs=1e-9)
