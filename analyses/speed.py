@@ -60,6 +60,8 @@ PLAN = Plan(
     {
         "rounds": 5,
         "threads": 2,
+        # Names of those who race; all of them if there is none.
+        "methods": [],
         "budget_s": 600,
         # Architecture, side in pixels, images a round.
         "networks": [
@@ -187,10 +189,14 @@ def run(plan: Plan) -> dict[str, ResultTable]:
 def _cells(settings: Mapping[str, Any], work: Path) -> Iterator[tuple[Facts, Callable[[], Facts]]]:
     """Yield what stands for a cell, and what measures it."""
     race_here = partial(race, rounds=settings["rounds"], budget=settings["budget_s"])
+    extracting, probing, solving = (
+        [one for one in methods if not settings["methods"] or one.name in settings["methods"]]
+        for methods in (EXTRACTION, PROBES, GRID)
+    )
     for arch, size, images in settings["networks"]:
         facts: Facts = {"part": "extraction", "arch": arch, "size": size, "images": images}
         asks = {**facts, **_places(arch), "threads": settings["threads"], "batch_size": BATCH_SIZE}
-        yield facts, partial(race_here, EXTRACTION, asks)
+        yield facts, partial(race_here, extracting, asks)
     probes, grid = settings["probes"], settings["grid"]
     if probes["rows"]:
         penalties = PENALTIES[np.linspace(0, len(PENALTIES) - 1, probes["penalties"]).round().astype(int)]
@@ -198,7 +204,7 @@ def _cells(settings: Mapping[str, Any], work: Path) -> Iterator[tuple[Facts, Cal
         common = {**asks, "val": VAL, "threads": settings["threads"], "budget_s": settings["budget_s"]}
         for place in range(5):
             facts = {"part": "probes", "data": probes["data"], "tap": place, **asks}
-            yield facts, partial(_race_on_images, facts, common, work, race_here)
+            yield facts, partial(_race_on_images, facts, common, work, probing, race_here)
     for rows in grid.get("rows", ()):
         for classes in grid["classes"]:
             for d in grid["d"]:
@@ -210,7 +216,7 @@ def _cells(settings: Mapping[str, Any], work: Path) -> Iterator[tuple[Facts, Cal
                     "penalties": PENALTIES[::3].tolist(),
                 }
                 common = {**facts, "val": VAL, "threads": settings["threads"], "budget_s": grid["budget_s"]}
-                yield facts, partial(_race_on_planted, facts, common, work, settings["rounds"])
+                yield facts, partial(_race_on_planted, facts, common, work, solving, settings["rounds"])
     if settings["end_to_end"]:
         facts = {"part": "end_to_end", **settings["end_to_end"]}
         yield facts, partial(_race_end_to_end, facts, settings["threads"], min(settings["rounds"], 3), work)
@@ -298,7 +304,7 @@ def _process(method: Method, request: Mapping[str, Any]) -> Iterator[Callable[[s
             yield ask
         finally:
             process.kill()
-            process.wait()
+            process.communicate()
 
 
 def _interpreter(script: Path) -> str:
@@ -342,12 +348,16 @@ def _places(arch: str) -> Facts:
 
 
 def _race_on_images(
-    facts: Facts, common: Facts, work: Path, race_here: Callable[..., dict[str, list[Facts]]]
+    facts: Facts,
+    common: Facts,
+    work: Path,
+    methods: Sequence[Method],
+    race_here: Callable[..., dict[str, list[Facts]]],
 ) -> Facts:
     """Race on features of real weights; gaps are measured against a bound from a much tighter solution."""
     features, labels, tap = _image_features(facts["data"], facts["tap"], facts["train"], work)
     asks = {**common, "features": str(features), "labels": str(labels)}
-    said = _with_answers(PROBES, asks, work, race_here)
+    said = _with_answers(methods, asks, work, race_here)
     return {"d": int(np.load(features, mmap_mode="r").shape[1]), "name": tap, "said": said}
 
 
@@ -368,7 +378,9 @@ def _image_features(words: str, place: int, rows: int, work: Path) -> tuple[Path
     return *_save(np.asarray(found.values)[order], labels, work), found.tap
 
 
-def _race_on_planted(facts: Facts, common: Facts, work: Path, rounds: int) -> Facts:
+def _race_on_planted(
+    facts: Facts, common: Facts, work: Path, methods: Sequence[Method], rounds: int
+) -> Facts:
     """Race on rows around class centres, with a spectrum that falls as that of features does."""
     stream = np.random.default_rng(0)
     d, classes = facts["d"], facts["classes"]
@@ -382,7 +394,8 @@ def _race_on_planted(facts: Facts, common: Facts, work: Path, rounds: int) -> Fa
     turn = np.linalg.qr(stream.normal(size=(d, d)))[0].astype(np.float32)
     features, where = _save(values @ turn, labels, work)
     asks = {**common, "features": str(features), "labels": str(where)}
-    said = _with_answers(GRID, asks, work, partial(race, rounds=min(rounds, 3), budget=common["budget_s"]))
+    some = partial(race, rounds=min(rounds, 3), budget=common["budget_s"])
+    said = _with_answers(methods, asks, work, some)
     return {"d": d, "name": "", "said": said}
 
 
@@ -416,6 +429,8 @@ def _with_answers(
             if float(penalty) in bounds
         }
         last = said[name][-1]
+        if "penalty" not in last:
+            continue
         chosen = min(gaps, key=lambda one: abs(np.log(one / last["penalty"])))
         last |= {"gap": max(gaps.values()), "gap_chosen": gaps[chosen]}
     return said
@@ -742,9 +757,10 @@ def _draw_growth(frame: pd.DataFrame) -> Figure:
 
 
 def smoke(plan: Plan) -> Plan:
-    """Shrink to one small network, one race on few rows and few images, with what is installed here."""
+    """Shrink to one small network and one race on few rows, of a few who need no environment of their own."""
     return plan.having(
         rounds=1,
+        methods=["probekit", "plain hooks", SKLEARN[1].name],
         networks=[["test_efficientnet", 64, 64]],
         probes={"data": "", "rows": 0, "penalties": 0},
         grid={"d": [8], "classes": [3], "rows": [200], "budget_s": 20},
@@ -767,5 +783,5 @@ def _digest(settings: Mapping[str, Any]) -> str:
     """Return what stands for the code under test; a finished cell counts for it only."""
     root = Path(probekit.__file__).parent
     code = [*(root / "features").glob("*.py"), *(root / "functional").glob("*.py"), *PEERS.glob("*.py")]
-    common = {key: settings[key] for key in ("rounds", "threads", "budget_s")}
+    common = {key: settings[key] for key in ("rounds", "threads", "budget_s", "methods")}
     return digest_json([common, software_versions(), sorted(digest_file(path) for path in code)])[:16]

@@ -169,11 +169,12 @@ class Backbone:
             return self
         return replace(self, module=copy_module(self.module).to(wanted), cache=dict(self.cache))
 
-    def prepare(self, pixels: torch.Tensor) -> torch.Tensor:
+    def prepare(self, pixels: torch.Tensor, *, channels_last: bool = False) -> torch.Tensor:
         """Normalise pixels.
 
         Args:
             pixels: (N, size, size, 3) uint8, on any device.
+            channels_last: Leave the numbers in the order in which they came, which is faster.
 
         Returns:
             (N, 3, size, size) float32, as torchvision's ToTensor and Normalize give it, bit for bit.
@@ -188,13 +189,15 @@ class Backbone:
                 f"{tuple(pixels.shape)} {pixels.dtype}",
                 "Make them with preprocessing.pixels, or load the backbone with another `size=`",
             )
+        # Whole rows of pixels at once: three numbers are too few for the processor's vectors.
         mean, std = (
-            torch.tensor(triple, dtype=torch.float32, device=pixels.device).view(1, 3, 1, 1)
+            torch.tensor(triple, dtype=torch.float32, device=pixels.device).repeat(size)
             for triple in (self.preprocessing.mean, self.preprocessing.std)
         )
+        rows = pixels.reshape(len(pixels), size, 3 * size).to(torch.float32)
         # (value / 255 − mean) / std
-        values = pixels.permute(0, 3, 1, 2).contiguous().to(torch.float32)
-        return values.div_(255).sub_(mean).div_(std)
+        values = rows.div_(255).sub_(mean).div_(std).view(len(pixels), size, size, 3).permute(0, 3, 1, 2)
+        return values if channels_last else values.contiguous()
 
     def edited(self, module: nn.Module, note: str) -> Backbone:
         """Return a copy around another module, the note added to its checkpoint's report."""

@@ -226,6 +226,7 @@ def _absorb_padding(traced: fx.GraphModule) -> None:
         weight = _constant(traced, conv.args[1])
         if weight is None or conv.args[0] is not pad:
             continue
+        taps: Any = conv.args[1]
         # Before and after, of rows and of columns.
         sums = [(before + own, after + own) for (before, after), own in zip(ends, padding, strict=True)]
         if any(one != other for one, other in sums):
@@ -236,8 +237,6 @@ def _absorb_padding(traced: fx.GraphModule) -> None:
             grown = nn.functional.pad(weight, (left, right, top, bottom))
             with traced.graph.inserting_before(conv):
                 taps = _add_constant(traced, f"{conv.name}_grown", grown)
-        else:
-            taps = conv.args[1]
         bias = conv.args[2] if len(conv.args) > 2 else None
         conv.args = (pad.args[0], taps, bias, stride, [max(one) for one in sums], dilation, groups)
         traced.graph.erase_node(pad)
@@ -248,7 +247,8 @@ def _zero_padding(node: fx.Node) -> list[tuple[int, int]] | None:
     """Return (before, after) of rows and of columns, if a node adds that many zeros there and no more."""
     if node.target is not aten.pad.default or node.kwargs:
         return None
-    amounts, mode, value = [*node.args[1:], *("constant", 0)[len(node.args) - 2 :]]
+    given: list[Any] = [*node.args[1:]]
+    amounts, mode, value = given + ["constant", 0][len(given) - 1 :]
     if mode != "constant" or value not in (0, None) or min(amounts) < 0:
         return None
     columns, rows = amounts[:2], [*amounts[2:4], 0, 0][:2]

@@ -71,7 +71,7 @@ def stream(
     with open_forward(
         backbone, resolved, facts, lambda: first_batch(backbone, images, batch_size)
     ) as forward:
-        for rows, values in read_batches(backbone, images, forward, batches):
+        for rows, values in read_batches(backbone, images, forward, batches, channels_last=engine == "fused"):
             yield images.ids[rows], values
 
 
@@ -100,6 +100,8 @@ def read_batches(
     forward: Callable[[Tensor], Mapping[Tap, Tensor]],
     batches: Sequence[NDArray[np.intp]],
     waiting: Waiting | None = None,
+    *,
+    channels_last: bool = False,
 ) -> Iterator[tuple[NDArray[np.intp], dict[Tap, NDArray[np.float32]]]]:
     """Yield row numbers and what a forward pass says of them, batch by batch.
 
@@ -109,6 +111,7 @@ def read_batches(
         forward: From a prepared batch to a dict Tap → (n, …) tensor.
         batches: Row numbers of each batch.
         waiting: Is told where the time goes.
+        channels_last: How the forward pass wants its batch.
 
     Raises:
         ImageUnreadable: If an image cannot be decoded.
@@ -117,7 +120,7 @@ def read_batches(
     then = time.perf_counter()
     for rows, pixels in pixel_batches(images, backbone.preprocessing, batches):
         waiting.decode += (now := time.perf_counter()) - then
-        activations = forward(prepared(backbone, pixels))
+        activations = forward(prepared(backbone, pixels, channels_last=channels_last))
         values = {tap: value.float().cpu().numpy() for tap, value in activations.items()}
         waiting.model += (then := time.perf_counter()) - now
         yield rows, values
@@ -125,7 +128,7 @@ def read_batches(
         then = now
 
 
-def prepared(backbone: Backbone, pixels: NDArray[np.uint8]) -> Tensor:
+def prepared(backbone: Backbone, pixels: NDArray[np.uint8], *, channels_last: bool = False) -> Tensor:
     """Return (n, size, size, 3) pixels as the backbone's input, on its device.
 
     The copy to an accelerator is from pinned memory and does not wait.
@@ -135,7 +138,7 @@ def prepared(backbone: Backbone, pixels: NDArray[np.uint8]) -> Tensor:
     batch = torch.from_numpy(pixels)
     if backbone.device.type == "cuda":
         batch = batch.pin_memory()
-    return backbone.prepare(batch.to(backbone.device, non_blocking=True))
+    return backbone.prepare(batch.to(backbone.device, non_blocking=True), channels_last=channels_last)
 
 
 def first_batch(backbone: Backbone, images: ImageSet, batch_size: int) -> Tensor:

@@ -240,9 +240,9 @@ def test_the_manifest_decides_batches_and_threads(store: Path, monkeypatch: pyte
     extract(backbone, data, "3|gap", store=store, batch_size=8)
     sizes = []
 
-    def watched(backbone, images, forward, batches, waiting):
+    def watched(backbone, images, forward, batches, waiting, **settings):
         sizes.append((len(batches[0]), torch.get_num_threads()))
-        return read_batches(backbone, images, forward, batches, waiting)
+        return read_batches(backbone, images, forward, batches, waiting, **settings)
 
     monkeypatch.setattr(extraction, "read_batches", watched)
     before = torch.get_num_threads()
