@@ -11,10 +11,9 @@ Command: ``probekit run analyses/speed.py --out reports/speed``
 
 Minutes: about 100 on two cores; finished cells are kept and found again.
 
-Expected, on two cores: five taps of EfficientNet-Lite0 at 96 px about three times as fast as the fastest peer
+Expected: on two cores, five taps of EfficientNet-Lite0 at 96 px about three times as fast as the fastest peer
 and as fast as a compiled forward pass that reads nothing; sweeps of penalties two to five times as fast as
-scikit-learn at its best settings, tap by tap, at a proven gap of at most 1e-4 and with test accuracy within 0.2
-points.
+scikit-learn at its best settings, at a proven gap of at most 1e-4 and test accuracy within 0.2 points.
 
 Would falsify it: on a quiet machine, any peer that is faster at the same precision of result.
 """
