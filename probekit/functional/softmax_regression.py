@@ -137,18 +137,24 @@ def fit_softmax(
     return path
 
 
-# Strong penalties need few iterations each: four fill the products, then two at a time lose little.
-_FIRST_GROUP, _NEXT_GROUP = 4, 2
 # Products a pass of one fit (N·D·C) below which all penalties together take less time than some in groups.
 _WORTH_STOPPING = 5e7
 
 
 def _groups(penalties: FloatArray) -> list[NDArray[np.intp]]:
-    """Return places of penalties in groups, the strongest first."""
+    """Return places of penalties in groups, the strongest first: half of them, a quarter, the rest.
+
+    Weak penalties take many iterations each, and two alone leave the products thin: more groups would lose
+    more where none is left out than they win where some are.
+
+    Examples:
+        >>> [group.tolist() for group in _groups(np.array([1.0, 3.0, 0.1, 10.0, 0.3]))]
+        [[3, 1, 0], [4], [2]]
+    """
     order = np.argsort(-penalties, kind="stable")
-    return [order[:_FIRST_GROUP]] + [
-        order[start : start + _NEXT_GROUP] for start in range(_FIRST_GROUP, len(order), _NEXT_GROUP)
-    ]
+    half = (len(order) + 1) // 2
+    parts = np.split(order, [half, half + (len(order) - half) // 2])
+    return [part for part in parts if len(part)]
 
 
 def _check_labellings(labels: ArrayLike, count: int, n_classes: int, penalties: int) -> IntArray:
