@@ -4,8 +4,7 @@ Each method is a script of ``analyses/speed_peers/`` in a process of its own. Al
 ready at once and take their rounds in turn, so that a slow minute of the machine meets every one of them;
 told are medians and ranges. A peer whose dependencies are not installed here gets an environment of its own.
 
-Source: the measurements every peer's own page promises and none shows; settings of scikit-learn as in
-``tests/functional/test_softmax_regression.py``.
+Source: the documentation of each peer; the best settings of scikit-learn are looked for tap by tap.
 
 Command: ``probekit run analyses/speed.py --out reports/speed``
 
@@ -784,6 +783,6 @@ def _processor() -> str:
 def _digest(settings: Mapping[str, Any]) -> str:
     """Return what stands for the code under test; a finished cell counts for it only."""
     root = Path(probekit.__file__).parent
-    code = [*(root / "features").glob("*.py"), *(root / "functional").glob("*.py"), *PEERS.glob("*.py")]
+    code = [*root.rglob("*.py"), *PEERS.glob("*.py")]
     common = {key: settings[key] for key in ("rounds", "threads", "budget_s", "methods")}
     return digest_json([common, software_versions(), sorted(digest_file(path) for path in code)])[:16]

@@ -295,8 +295,10 @@ def _run(
         label = f"{backbone.name} on {images.name}" + (f", rank {number}" if ranks > 1 else "")
         bar = stack.enter_context(progress_bar(sum(map(len, batches)), label, "img"))
         bar.update(sum(map(len, batches)) - sum(map(len, due)))
-        waiting, last = Waiting(), engine["path"] == "fused"
-        for rows, values in read_batches(backbone, images, forward, due, waiting, channels_last=last):
+        waiting, channels_last = Waiting(), engine["path"] == "fused"
+        for rows, values in read_batches(
+            backbone, images, forward, due, waiting, channels_last=channels_last
+        ):
             for tap, writer in writers.items():
                 if writer.wants(int(rows[0])):
                     writer.append(int(rows[0]), values[tap], images.ids[rows])

@@ -224,6 +224,7 @@ def test_bfloat16_is_close():
     assert all(1e-4 < error < 0.1 for error in errors.values())
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
 @pytest.mark.parametrize(
     ("amounts", "mode", "groups", "dilation", "absorbed"),
     [
