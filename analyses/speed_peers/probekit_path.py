@@ -15,8 +15,8 @@ def prepare(request):
 
     from probekit.compute import keep_freed_memory
     from probekit.functional import fit_softmax
-    from probekit.probes.linear import Judge
-    from probekit.probes.protocol import choose_penalty, is_past_best
+    from probekit.probes.protocol import choose_penalty
+    from probekit.probes.racing import Race
 
     keep_freed_memory()
     torch.set_num_threads(request["threads"])
@@ -24,13 +24,13 @@ def prepare(request):
     penalties = np.array(sorted(request["penalties"], reverse=True))
 
     def step():
-        judge = Judge(*val)
+        work = float(train[0].size * request["classes"])
+        race = Race(*val, gap=1e-4, work=work)
         path = fit_softmax(
-            *train, penalties, n_classes=request["classes"],
-            stop=(lambda path: is_past_best(*judge.scores(path))) if request["race"] else None,
-        )  # fmt: skip
-        hits, loss = judge.scores(path)
-        choice = choose_penalty(penalties, hits.mean(1), loss)
+            *train, penalties, n_classes=request["classes"], refine=race.refine if request["race"] else None
+        )
+        hits, losses = race.scores(path)
+        choice = choose_penalty(penalties, hits.mean(1), losses.mean(1))
         best = path.at(np.flatnonzero(path.penalties == choice.penalty))
         accuracy = float((best.logits(test[0])[0].argmax(1) == test[1]).mean())
         np.savez(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,28 +21,13 @@ from probekit.functional.quasi_newton import MEMORY, Loss, Objective, minimise
 # Products a pass (N·D·K·Q) below which float64 throughout costs at most a second or two.
 _SMALL = 1e8
 # Part of the asked gap the iterations aim at: the bound moves when the intercept is settled.
-_AIMS = (0.5, 0.05)
+_AIMS = (0.5, 0.2, 0.05)
 _HISTORY_BYTES = 2**30
 _LOGIT_BYTES = 2**26
 # Sums of N residuals of mixed sign are known to about this share of the sum of their sizes.
 _SETTLED = 1e-10
 _NEWTON_STEPS = 50
 _LEAST_CURVATURE = 1e-14
-
-
-class CertifiedLoss(Loss, Protocol):
-    """A loss whose optimal intercepts can be found by Newton's method."""
-
-    def intercept_hessian(
-        self, residual: torch.Tensor, fits: torch.Tensor, weight: torch.Tensor
-    ) -> torch.Tensor:
-        """Return (Q, K, K) second derivatives by the intercepts, without the direction that changes nothing.
-
-        Args:
-            residual: (Q, K, N) probability − truth.
-            fits: (Q,) which of all fits these are.
-            weight: (N,) row weights that sum to 1.
-        """
 
 
 @dataclass(frozen=True)
@@ -74,10 +58,14 @@ class CertifiedFits:
             np.zeros(count, np.int64),
         )  # fmt: skip
 
+    def take(self, places: NDArray[np.intp]) -> CertifiedFits:
+        """Return a copy of some fits."""
+        return CertifiedFits(**{name: values[places] for name, values in vars(self).items()})
+
     def put(self, places: NDArray[np.intp], other: CertifiedFits) -> None:
         """Overwrite some fits by others."""
-        for name in ("weights", "intercepts", "objective", "gap", "iterations"):
-            getattr(self, name)[places] = getattr(other, name)
+        for name, values in vars(other).items():
+            getattr(self, name)[places] = values
 
 
 @dataclass(frozen=True)
@@ -87,10 +75,12 @@ class FitSettings:
     Attributes:
         max_iterations: Most iterations of a fit.
         device: Where the float32 passes run; float64 stays on the host.
+        outputs: How many outputs all fits have together.
     """
 
     max_iterations: int
     device: str | torch.device
+    outputs: int
 
 
 class Solver:
@@ -108,24 +98,25 @@ class Solver:
 
     def solve(
         self,
-        make_loss: Callable[[str | torch.device], CertifiedLoss],
-        start: FloatArray,
+        make_loss: Callable[[str | torch.device], Loss],
+        start: CertifiedFits,
         penalties: FloatArray,
         gaps: FloatArray,
     ) -> CertifiedFits:
-        """Solve Q fits.
+        """Solve Q fits, or solve them further.
 
         Args:
             make_loss: Builds the loss on a device.
-            start: (Q, K) intercepts to start from.
+            start: Q fits, whose weights and intercepts are where to start, and whose iterations count.
             penalties: (Q,).
             gaps: (Q,) largest relative gap of each fit.
         """
-        fits = CertifiedFits.at(start, self.features.shape[1])
-        pending, most = np.arange(len(penalties)), self.settings.max_iterations
+        fits, most = start.take(np.arange(len(penalties))), self.settings.max_iterations
+        pending = np.flatnonzero(fits.gap > gaps)
         precisions: list[tuple[torch.dtype, str | torch.device]] = [(torch.float64, "cpu")]
-        if self.features.size * start.size > _SMALL:
+        if self.features.size * self.settings.outputs > _SMALL:
             precisions.insert(0, (torch.float32, self.settings.device))
+        outputs = start.intercepts.shape[1]
         for dtype, device in precisions:
             objective = Objective(
                 self._basis(dtype, device),
@@ -134,7 +125,7 @@ class Solver:
                 torch.from_numpy(penalties).to(dtype).to(device),
             )
             for aim in _AIMS:
-                for chunk in _chunks(pending, _HISTORY_BYTES // _history_bytes(objective, start.shape[1])):
+                for chunk in _chunks(pending, _HISTORY_BYTES // _history_bytes(objective, outputs)):
                     reached = _resume(objective, fits, chunk, aim * gaps[chunk], most)
                     loss = make_loss("cpu")
                     known = certify(self.features, self.weight, loss, reached, penalties[chunk], chunk)
@@ -180,7 +171,7 @@ def _resume(
 def certify(
     features: AnyFloats,
     weight: FloatArray,
-    loss: CertifiedLoss,
+    loss: Loss,
     reached: CertifiedFits,
     penalties: FloatArray,
     fits: NDArray[np.intp],
@@ -230,7 +221,7 @@ def certify(
 def _settle(
     scores: torch.Tensor,
     intercepts: torch.Tensor,
-    loss: CertifiedLoss,
+    loss: Loss,
     fits: torch.Tensor,
     weight: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -256,7 +247,7 @@ def _settle(
         balanced = slope.abs().sum(1) <= _SETTLED * (residual.abs().sum(1) @ weight)
         if balanced.all() or not left:
             break
-        hessian = loss.intercept_hessian(residual, fits, weight)
+        hessian = loss.hessian(residual, fits, everything, weight)
         # Where all probabilities have run to 0 or 1 there is no curvature left, and the slope shows the way.
         hessian.diagonal(dim1=1, dim2=2).add_(_LEAST_CURVATURE)
         step = torch.linalg.solve(hessian, slope)

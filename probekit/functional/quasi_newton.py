@@ -1,9 +1,9 @@
 """L-BFGS for many penalised fits at once.
 
 All fits share their rows, so one matrix product serves them all; a fit that is solved leaves the batch. What
-makes the iterations few is the basis: in the eigenbasis of the features the Hessian of a generalised linear
-fit is close to diagonal, and its diagonal (curvature of the loss × variance + penalty) is the metric the
-recursion starts from. What makes them cheap is the pass: rows go by in blocks that stay in the cache, and
+makes the iterations few is the metric the recursion starts from: the Hessian of a generalised linear fit is
+close to (mean Hessian by the logits) ⊗ (covariance of the features) + penalty, which is diagonal in the
+eigenbases of the two. What makes them cheap is the pass: rows go by in blocks that stay in the cache, and
 each block yields its share of value and gradient before the next is read.
 
 Letters: Q fits, K outputs of a fit, N rows, J coordinates (the last is the constant 1), B rows of a block.
@@ -55,6 +55,20 @@ class Loss(Protocol):
             (Q, B) losses, and (Q, K, B) derivatives by the logits: probability − truth.
         """
 
+    def hessian(
+        self, residual: torch.Tensor, fits: torch.Tensor, rows: slice, weight: torch.Tensor
+    ) -> torch.Tensor:
+        """Return (Q, K, K) weighted sums over a block of second derivatives by the logits, made regular.
+
+        Along a direction in which the loss does not change, the weights themselves are added up.
+
+        Args:
+            residual: (Q, K, B) probability − truth.
+            fits: (Q,) which of all fits these are.
+            rows: Which of all rows these are.
+            weight: (B,) row weights.
+        """
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -63,7 +77,8 @@ class Evaluation:
     Attributes:
         value: (Q,) objective, float64 on the host.
         gradient: (Q, K, J).
-        curvature: (Q,) mean p(1 − p), the scale of the loss's second derivative.
+        curvature: Mean Hessian of the loss by the logits: (Q, K, K), or (Q, K) its diagonal where there are
+            more outputs than coordinates; (Q, 0) where it was not asked for.
     """
 
     value: torch.Tensor
@@ -97,34 +112,47 @@ class Objective:
         decay[..., -1] = 0
         return decay
 
-    def evaluate(self, parameters: torch.Tensor, fits: torch.Tensor) -> Evaluation:
-        """Evaluate (Q, K, J) parameters of the given fits in one pass over the rows."""
+    def evaluate(self, parameters: torch.Tensor, fits: torch.Tensor, *, curved: bool) -> Evaluation:
+        """Evaluate (Q, K, J) parameters of the given fits in one pass over the rows.
+
+        Args:
+            parameters: (Q, K, J).
+            fits: (Q,) which of all fits these are.
+            curved: Whether to find the curvature too.
+        """
         blocks = self._blocks(parameters.shape[0] * parameters.shape[1])
         if self.workers is None or len(blocks) == 1:
-            parts = [self._sum(parameters, fits, blocks)]
+            parts = [self._sum(parameters, fits, blocks, curved)]
         else:
             shares = [blocks[hand :: self.hands] for hand in range(min(self.hands, len(blocks)))]
-            parts = list(self.workers.map(lambda share: self._sum(parameters, fits, share), shares))
+            parts = list(self.workers.map(lambda share: self._sum(parameters, fits, share, curved), shares))
         value, gradient, curvature = (reduce(torch.add, part) for part in zip(*parts, strict=True))
         pull = self.decay(fits) * parameters
         value += 0.5 * _inner(pull, parameters).cpu().double()
-        return Evaluation(value, gradient + pull, curvature.clamp_min(_LEAST_CURVATURE))
+        return Evaluation(value, gradient + pull, curvature)
 
     def _sum(
-        self, parameters: torch.Tensor, fits: torch.Tensor, blocks: Sequence[slice]
+        self, parameters: torch.Tensor, fits: torch.Tensor, blocks: Sequence[slice], curved: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return what some blocks of rows add to (Q,) values, (Q, K, J) gradients and (Q,) curvatures."""
+        """Return what some blocks of rows add to (Q,) values, (Q, K, J) gradients and the curvature."""
         count, outputs, width = parameters.shape
         flat = parameters.reshape(-1, width)
         gradient = torch.zeros_like(flat)
         value = torch.zeros(count, dtype=torch.float64)
-        curvature = torch.zeros(count, dtype=flat.dtype, device=flat.device)
+        curvature = flat.new_zeros((count, 0))
+        if curved:
+            curvature = flat.new_zeros(
+                (count, outputs, outputs) if 1 < outputs <= width else (count, outputs)
+            )
         for rows in blocks:
             x, weight = self.basis.coordinates[rows], self.weight[rows]
             losses, residual = self.loss((flat @ x.T).view(count, outputs, -1), fits, rows)
             value += (losses @ weight).cpu().double()
-            # |residual| is 1 − p for the true class and p for the others, so p(1 − p) = |r|(1 − |r|).
-            curvature += (residual.abs() - residual.square()).sum(1) @ weight / outputs
+            if curvature.dim() == 3:
+                curvature += self.loss.hessian(residual, fits, rows, weight)
+            elif curved:
+                # |residual| is 1 − p for the true class and p for the others, so p(1 − p) = |r|(1 − |r|).
+                curvature += (residual.abs() - residual.square()) @ weight
             gradient.addmm_(residual.mul_(weight).view(-1, len(x)), x)
         return value, gradient.view_as(parameters), curvature
 
@@ -162,6 +190,45 @@ class Minimum:
 
     parameters: torch.Tensor
     iterations: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Metric:
+    """The metric the recursion starts from:  A ⊗ Λ + penalty,  A = U diag(a) Uᵀ.
+
+    Attributes:
+        curvature: (Q, K) a.
+        axes: (Q, K, K) U, or None where A is diagonal.
+        diagonal: (Q, K, J) a·Λ + penalty.
+    """
+
+    curvature: torch.Tensor
+    axes: torch.Tensor | None
+    diagonal: torch.Tensor
+
+    @classmethod
+    def of(cls, curvature: torch.Tensor, fits: torch.Tensor, objective: Objective) -> _Metric:
+        axes = None
+        if curvature.dim() == 3:
+            # On the host: not every device finds eigenvectors, and these matrices are small.
+            values, vectors = torch.linalg.eigh(curvature.cpu())
+            curvature, axes = values.to(curvature.device), vectors.to(curvature.device)
+        curvature = curvature.clamp_min(_LEAST_CURVATURE)
+        diagonal = curvature[..., None] * objective.basis.variances + objective.decay(fits)
+        return cls(curvature, axes, diagonal)
+
+    def take(self, places: torch.Tensor) -> _Metric:
+        axes = None if self.axes is None else self.axes[places]
+        return _Metric(self.curvature[places], axes, self.diagonal[places])
+
+    def turn(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Return (Q, K, …) as seen from the axes."""
+        return gradient if self.axes is None else self.axes.transpose(1, 2) @ gradient
+
+    def solve(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Return (Q, K, J) of the inverse metric times a gradient."""
+        step = self.turn(gradient) / self.diagonal
+        return step if self.axes is None else self.axes @ step
 
 
 @dataclass(frozen=True)
@@ -203,7 +270,7 @@ class _Batch:
     fits: torch.Tensor
     parameters: torch.Tensor
     now: Evaluation
-    curvature: torch.Tensor
+    metric: _Metric
     pairs: Sequence[_Pair]
 
     def take(self, places: torch.Tensor) -> _Batch:
@@ -211,7 +278,7 @@ class _Batch:
             self.fits[places],
             self.parameters[places],
             _take(self.now, places),
-            self.curvature[places],
+            self.metric.take(places),
             [pair.take(places) for pair in self.pairs],
         )
 
@@ -240,8 +307,8 @@ def _iterate(
 ) -> Minimum:
     parameters, iterations = start.clone(), torch.zeros(len(start), dtype=torch.int64)
     places, rounding = torch.arange(len(start)), torch.finfo(start.dtype).eps
-    now = objective.evaluate(start, fits)
-    batch = _Batch(fits, start, now, now.curvature, [])
+    now = objective.evaluate(start, fits, curved=True)
+    batch = _Batch(fits, start, now, _Metric.of(now.curvature, fits, objective), [])
     none = torch.full((len(start),), torch.inf, dtype=torch.float64)
     progress = _Progress(value=none, bound=none, idle=torch.zeros_like(iterations))
     for iteration in range(int(budget.max()) + 1):
@@ -255,9 +322,9 @@ def _iterate(
             batch, places, progress = batch.take(~done), places[~done], progress.take(~done)
             if not len(places):
                 break
-        if iteration % _REFRESH == 0:
-            batch = replace(batch, curvature=batch.now.curvature)
-        batch = _advance(batch, _direction(batch, objective), objective)
+        if iteration and iteration % _REFRESH == 0:
+            batch = replace(batch, metric=_Metric.of(batch.now.curvature, batch.fits, objective))
+        batch = _advance(batch, objective, curved=(iteration + 1) % _REFRESH == 0)
     return Minimum(parameters, iterations)
 
 
@@ -268,43 +335,46 @@ def _gap_bound(batch: _Batch, objective: Objective) -> torch.Tensor:
     loss stands in where it is the smaller of the two.
     """
     penalties = objective.penalties[batch.fits]
-    squares = batch.now.gradient.square().sum(1)
-    bound = squares[:, :-1].sum(1) / penalties + squares[:, -1] / torch.minimum(penalties, batch.curvature)
+    weights, intercepts = (
+        batch.now.gradient[..., :-1],
+        batch.metric.turn(batch.now.gradient[..., -1:])[..., 0],
+    )
+    least = torch.minimum(penalties[:, None], batch.metric.curvature)
+    bound = weights.square().sum((1, 2)) / penalties + (intercepts.square() / least).sum(1)
     return 0.5 * bound.cpu().double()
 
 
-def _direction(batch: _Batch, objective: Objective) -> torch.Tensor:
-    """Return (Q, K, J) descent directions: the two-loop recursion from a diagonal metric."""
-    # H₀ = 1 / (h·variance + penalty)
-    metric = 1 / (batch.curvature[:, None, None] * objective.basis.variances + objective.decay(batch.fits))
+def _direction(batch: _Batch) -> torch.Tensor:
+    """Return (Q, K, J) descent directions: the two-loop recursion from the metric."""
     direction, shares = batch.now.gradient.clone(), []
     for pair in reversed(batch.pairs):
         share = pair.inverse * _inner(pair.step, direction)
         direction -= share[:, None, None] * pair.change
         shares.append(share)
-    direction *= metric * _metric_scale(batch.pairs, metric)
+    direction = batch.metric.solve(direction) * _metric_scale(batch)
     for pair, share in zip(batch.pairs, reversed(shares), strict=True):
         back = pair.inverse * _inner(pair.change, direction)
         direction += (share - back)[:, None, None] * pair.step
     return direction.neg_()
 
 
-def _metric_scale(pairs: Sequence[_Pair], metric: torch.Tensor) -> torch.Tensor:
+def _metric_scale(batch: _Batch) -> torch.Tensor:
     """Return (Q, 1, 1) factors that make the metric agree with the latest pair, within reason."""
-    if not pairs:
-        return torch.ones_like(metric[:, :, :1])
-    last = pairs[-1]
+    if not batch.pairs:
+        return torch.ones_like(batch.parameters[:, :1, :1])
+    last = batch.pairs[-1]
     # γ = ⟨s, y⟩ / ⟨y, H₀ y⟩
-    scale = 1 / (last.inverse * _inner(last.change, metric * last.change))
+    scale = 1 / (last.inverse * _inner(last.change, batch.metric.solve(last.change)))
     usable = (last.inverse > 0) & scale.isfinite()
     return torch.where(usable, scale.clamp(0.05, 20), 1.0)[:, None, None]
 
 
-def _advance(batch: _Batch, direction: torch.Tensor, objective: Objective) -> _Batch:
-    """Step along the directions, shortening steps that do not descend enough."""
+def _advance(batch: _Batch, objective: Objective, *, curved: bool) -> _Batch:
+    """Step downhill, shortening steps that do not descend enough."""
+    direction = _direction(batch)
     slope = _inner(batch.now.gradient, direction).cpu().double()
     length = torch.ones_like(slope)
-    reached = objective.evaluate(batch.parameters + direction, batch.fits)
+    reached = objective.evaluate(batch.parameters + direction, batch.fits, curved=curved)
     # A loss is rounded like the logits it is a difference of, however small it is itself.
     rounding = torch.finfo(direction.dtype).eps * batch.now.value.abs().clamp_min(1)
     for _ in range(_BACKTRACKS):
@@ -314,17 +384,17 @@ def _advance(batch: _Batch, direction: torch.Tensor, objective: Objective) -> _B
             break
         length[short] *= _shortening(batch.now.value, reached.value, length * slope)[short]
         tried = (batch.parameters + _each(length, direction))[short]
-        _put(reached, short, objective.evaluate(tried, batch.fits[short]))
+        _put(reached, short, objective.evaluate(tried, batch.fits[short], curved=curved))
     else:
         length[short] = 0
-        _put(reached, short, _take(batch.now, short))
+        reached.value[short], reached.gradient[short] = batch.now.value[short], batch.now.gradient[short]
     step = _each(length, direction)
     change = reached.gradient - batch.now.gradient
     along = _inner(step, change)
     positive = along > torch.finfo(along.dtype).tiny
     pair = _Pair(step, change, torch.where(positive, 1 / along.clamp_min(torch.finfo(along.dtype).tiny), 0.0))
     pairs = [*batch.pairs, pair][-MEMORY:]
-    return _Batch(batch.fits, batch.parameters + step, reached, batch.curvature, pairs)
+    return _Batch(batch.fits, batch.parameters + step, reached, batch.metric, pairs)
 
 
 def _shortening(before: torch.Tensor, after: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:

@@ -98,7 +98,12 @@ def fit_sigmoid(
         _fill(
             path,
             varied,
-            _fit_varied(Solver(x, weight, FitSettings(most, device)), y[:, varied], penalty, gap),
+            _fit_varied(
+                Solver(x, weight, FitSettings(most, device, len(varied) * len(penalty))),
+                y[:, varied],
+                penalty,
+                gap,
+            ),
         )
     return replace(path, converged=path.gap <= gap)
 
@@ -123,9 +128,11 @@ def _fit_varied(solver: Solver, truth: FloatArray, penalties: FloatArray, gap: f
     start = np.tile(np.log(weight @ truth) - np.log(weight @ (1 - truth)), len(penalties))[:, None]
     held = torch.from_numpy(truth.T.astype(np.float32))
     return solver.solve(
-        lambda device: _BinaryCrossEntropy(held.to(device)), start,
-        np.repeat(penalties, truth.shape[1]), np.full(count, gap),
-    )  # fmt: skip
+        lambda device: _BinaryCrossEntropy(held.to(device)),
+        CertifiedFits.at(start, solver.features.shape[1]),
+        np.repeat(penalties, truth.shape[1]),
+        np.full(count, gap),
+    )
 
 
 def _fill(path: SigmoidPath, labels: NDArray[np.intp], fits: CertifiedFits) -> None:
@@ -167,8 +174,8 @@ class _BinaryCrossEntropy:
         towards = sign * logits[:, 0]
         return -logsigmoid(towards), (-sign * torch.sigmoid(-towards))[:, None]
 
-    def intercept_hessian(
-        self, residual: torch.Tensor, fits: torch.Tensor, weight: torch.Tensor
+    def hessian(
+        self, residual: torch.Tensor, fits: torch.Tensor, rows: slice, weight: torch.Tensor
     ) -> torch.Tensor:
         size = residual.abs()
         return ((size * (1 - size)) @ weight)[:, :, None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -69,7 +69,7 @@ def fit_softmax(
     gap: ArrayLike = 1e-4,
     max_iterations: int = 1000,
     device: str | torch.device = "cpu",
-    stop: Callable[[SoftmaxPath], bool] | None = None,
+    refine: Callable[[SoftmaxPath], ArrayLike] | None = None,
 ) -> SoftmaxPath:
     """Fit multinomial logistic regression for P penalties at once.
 
@@ -92,12 +92,13 @@ def fit_softmax(
         gap: Largest relative gap (F − F*)/F* a fit may have; or (P,), one for each.
         max_iterations: Most iterations of a fit; one that needs more is returned with ``converged`` False.
         device: Where to compute; what float32 leaves open is finished on the host.
-        stop: Weak penalties take most of the time and are seldom the best. With ``stop``, penalties are
-            solved in groups from the strongest on; after each it is shown what is solved, and True leaves out
-            the rest, which is then missing in the result. Where all of them take no longer, it is not asked.
+        refine: Weak penalties take most of the time and are seldom the best. ``refine`` is shown the path so
+            far (at first nothing is solved and every gap infinite) and returns the (P,) gaps wanted next,
+            infinite for fits not wanted; it is asked again until it wants nothing new. ``gap`` is then not
+            used. A fit begins at the nearest stronger penalty solved before it.
 
     Returns:
-        The fits, in the order of ``penalties``.
+        The fits, in the order of ``penalties``; with ``refine``, those it wanted.
 
     Raises:
         InputError: If shapes disagree, a label or penalty is out of range, or only one class has rows.
@@ -115,46 +116,51 @@ def fit_softmax(
     used = weight > 0
     if not used.all():
         x, labellings, weight = x[used], labellings[:, used], weight[used]
-    solver = Solver(x, weight, FitSettings(most, device))
-    fits = CertifiedFits.at(np.full((len(penalty), n_classes), ABSENT_LOGIT), x.shape[1])
-    solved = np.zeros(len(penalty), np.bool_)
-    large = x.size * n_classes >= _WORTH_STOPPING
-    for group in _groups(penalty) if stop is not None and large else [np.arange(len(penalty))]:
-        own = labellings if len(labellings) == 1 else labellings[group]
-        fits.put(group, _fit_by_classes(solver, own, penalty[group], n_classes, gaps[group]))
-        solved[group] = True
-        path = SoftmaxPath(
-            penalty,
-            fits.weights,
-            fits.intercepts,
-            fits.objective,
-            fits.gap,
-            fits.iterations,
-            fits.gap <= gaps,
-        ).at(np.flatnonzero(solved))
-        if stop is not None and not solved.all() and stop(path):
-            break
-    return path
+    solver = Solver(x, weight, FitSettings(most, device, len(penalty) * n_classes))
+    fits = CertifiedFits.at(_start(labellings, weight, n_classes, len(penalty)), x.shape[1])
+    tried = np.full(len(penalty), np.inf)
+    while True:
+        path = _as_path(penalty, fits.take(np.arange(len(penalty))), tried)
+        wanted = gaps if refine is None else np.broadcast_to(np.asarray(refine(path)), len(penalty))
+        new = np.flatnonzero(wanted < tried)
+        if not len(new):
+            return path.at(np.flatnonzero(np.isfinite(tried)))
+        if len(labellings) == 1:
+            _begin_at_neighbours(fits, new, penalty, tried)
+        own = labellings if len(labellings) == 1 else labellings[new]
+        fits.put(new, _fit_by_classes(solver, own, fits.take(new), penalty[new], wanted[new]))
+        tried[new] = wanted[new]
 
 
-# Products a pass of one fit (N·D·C) below which all penalties together take less time than some in groups.
-_WORTH_STOPPING = 5e7
+def _as_path(penalties: FloatArray, fits: CertifiedFits, gaps: FloatArray) -> SoftmaxPath:
+    return SoftmaxPath(
+        penalties,
+        fits.weights,
+        fits.intercepts,
+        fits.objective,
+        fits.gap,
+        fits.iterations,
+        fits.gap <= gaps,
+    )
 
 
-def _groups(penalties: FloatArray) -> list[NDArray[np.intp]]:
-    """Return places of penalties in groups, the strongest first: half of them, a quarter, the rest.
+def _start(labellings: IntArray, weight: FloatArray, n_classes: int, count: int) -> FloatArray:
+    """Return (P, C) intercepts that are optimal without features: the log shares of the classes."""
+    shares = np.stack([np.bincount(one, weight, minlength=n_classes) for one in labellings])
+    seen = shares > 0
+    start = np.where(seen, np.log(np.where(seen, shares, 1)), ABSENT_LOGIT)
+    return np.broadcast_to(start, (count, n_classes))
 
-    Weak penalties take many iterations each, and two alone leave the products thin: more groups would lose
-    more where none is left out than they win where some are.
 
-    Examples:
-        >>> [group.tolist() for group in _groups(np.array([1.0, 3.0, 0.1, 10.0, 0.3]))]
-        [[3, 1, 0], [4], [2]]
-    """
-    order = np.argsort(-penalties, kind="stable")
-    half = (len(order) + 1) // 2
-    parts = np.split(order, [half, half + (len(order) - half) // 2])
-    return [part for part in parts if len(part)]
+def _begin_at_neighbours(
+    fits: CertifiedFits, new: NDArray[np.intp], penalties: FloatArray, tried: FloatArray
+) -> None:
+    """Start fits never tried where the nearest stronger penalty, if any was tried, has come to."""
+    for place in new[np.isinf(tried[new])]:
+        stronger = np.flatnonzero(np.isfinite(tried) & (penalties >= penalties[place]))
+        if len(stronger):
+            nearest = stronger[penalties[stronger].argmin()]
+            fits.weights[place], fits.intercepts[place] = fits.weights[nearest], fits.intercepts[nearest]
 
 
 def _check_labellings(labels: ArrayLike, count: int, n_classes: int, penalties: int) -> IntArray:
@@ -169,25 +175,26 @@ def _check_labellings(labels: ArrayLike, count: int, n_classes: int, penalties: 
 
 
 def _fit_by_classes(
-    solver: Solver, labellings: IntArray, penalties: FloatArray, n_classes: int, gaps: FloatArray
+    solver: Solver, labellings: IntArray, start: CertifiedFits, penalties: FloatArray, gaps: FloatArray
 ) -> CertifiedFits:
     """Fit together what sees the same classes, without the classes it does not see."""
+    count, width, n_classes = start.weights.shape
     seen = np.stack([np.bincount(one, minlength=n_classes) > 0 for one in labellings])
     if seen.sum(axis=1).min() < 2:
         raise InputError(
             "labels of at least two classes", "a single class among the rows of positive weight",
             "Add images of another class",
         )  # fmt: skip
-    width = solver.features.shape[1]
-    count, columns = len(penalties), np.arange(width)
-    whole = CertifiedFits.at(np.full((count, n_classes), ABSENT_LOGIT), width)
+    whole, columns = start.take(np.arange(count)), np.arange(width)
     patterns, group = np.unique(seen, axis=0, return_inverse=True)
     group = np.broadcast_to(group.ravel(), count)
     for number, pattern in enumerate(patterns):
         places, classes = np.flatnonzero(group == number), np.flatnonzero(pattern)
+        part = start.take(places)
+        part = replace(part, weights=part.weights[:, :, classes], intercepts=part.intercepts[:, classes])
         own = labellings if len(labellings) == 1 else labellings[places]
         own = np.searchsorted(classes, own)
-        part = _fit_seen(solver, own, penalties[places], len(classes), gaps[places])
+        part = _fit_seen(solver, own, part, penalties[places], gaps[places])
         whole.weights[np.ix_(places, columns, classes)] = part.weights
         whole.intercepts[np.ix_(places, classes)] = part.intercepts
         for name in ("objective", "gap", "iterations"):
@@ -196,11 +203,9 @@ def _fit_by_classes(
 
 
 def _fit_seen(
-    solver: Solver, labellings: IntArray, penalties: FloatArray, n_classes: int, gaps: FloatArray
+    solver: Solver, labellings: IntArray, start: CertifiedFits, penalties: FloatArray, gaps: FloatArray
 ) -> CertifiedFits:
     """Fit (L, N) labellings, one or one a penalty, in which every class has a row."""
-    shares = np.stack([np.bincount(one, solver.weight, minlength=n_classes) for one in labellings])
-    start = np.broadcast_to(np.log(shares), (len(penalties), n_classes))
     fits = solver.solve(
         lambda device: _CrossEntropy(torch.from_numpy(labellings).to(device)), start, penalties, gaps
     )
@@ -234,12 +239,12 @@ class _CrossEntropy:
         residual = log_p.exp_().scatter_(1, truth, torch.expm1(of_truth))
         return -of_truth[:, 0], residual
 
-    def intercept_hessian(
-        self, residual: torch.Tensor, fits: torch.Tensor, weight: torch.Tensor
+    def hessian(
+        self, residual: torch.Tensor, fits: torch.Tensor, rows: slice, weight: torch.Tensor
     ) -> torch.Tensor:
-        truth = self._truth(fits, slice(0, residual.shape[2]))
+        truth = self._truth(fits, rows)
         p = residual.scatter(1, truth, residual.gather(1, truth) + 1)
         weighted = p * weight
         # Σ ω (diag p − p pᵀ), singular along (1, …, 1): a constant added to all logits changes nothing.
         hessian = torch.diag_embed(weighted.sum(2)) - weighted @ p.transpose(1, 2)
-        return hessian + 1 / residual.shape[1]
+        return hessian + weight.sum() / residual.shape[1]

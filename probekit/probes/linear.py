@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, log_softmax, softmax
+from scipy.special import expit, softmax
 
 from probekit.data.targets import Target
 from probekit.functional.sigmoid_regression import fit_sigmoid
-from probekit.functional.softmax_regression import SoftmaxPath, fit_softmax
+from probekit.functional.softmax_regression import fit_softmax
 from probekit.probes.controls import permute_rows
-from probekit.probes.protocol import Outcome, Protocol, TapData, choose_penalty, is_past_best
+from probekit.probes.protocol import Outcome, Protocol, TapData, choose_penalty
+from probekit.probes.racing import Race
 from probekit.probes.scoring import class_rows, label_rows, mean_average_precision
 from probekit.results.fitted import Probe
 
@@ -50,17 +51,13 @@ def fit_classes(data: TapData, target: Target, protocol: Protocol, name: str) ->
     """
     labels, roles = target.values, data.roles
     penalties = np.array(sorted(protocol.penalties, reverse=True))
-    judge = Judge(data.choose.score, labels[roles.val])
-    path = fit_softmax(
-        data.choose.fit,
-        labels[roles.train],
-        penalties,
-        n_classes=target.n_classes,
-        gap=protocol.gap,
-        stop=lambda path: is_past_best(*judge.scores(path)),
+    fit = data.choose.fit
+    race = Race(
+        data.choose.score, labels[roles.val], gap=protocol.gap, work=float(fit.size * target.n_classes)
     )
-    hits, loss = judge.scores(path)
-    choice = choose_penalty(penalties, hits.mean(axis=1), loss)
+    path = fit_softmax(fit, labels[roles.train], penalties, n_classes=target.n_classes, refine=race.refine)
+    hits, losses = race.scores(path)
+    choice = choose_penalty(penalties, hits.mean(axis=1), losses.mean(axis=1))
 
     # The probe and the fits behind its null differ in labels alone, so that they are solved together.
     fitting = labels[roles.fitting]
@@ -79,30 +76,6 @@ def fit_classes(data: TapData, target: Target, protocol: Protocol, name: str) ->
         _params(choice, penalties, final, data),
         null.logits(data.refit.score),
     )
-
-
-class Judge:
-    """Scores fits on val, each penalty once.
-
-    Args:
-        features: (n, D) standardised val rows.
-        truth: (n,) their labels.
-    """
-
-    def __init__(self, features: NDArray[np.float32], truth: NDArray[np.int64]) -> None:
-        self._features, self._truth = features, truth
-        self._known: dict[float, tuple[NDArray[np.bool_], float]] = {}
-
-    def scores(self, path: SoftmaxPath) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-        """Return (P, n) hits and (P,) cross-entropies."""
-        new = [place for place, penalty in enumerate(path.penalties) if penalty not in self._known]
-        rows = np.arange(len(self._truth))
-        for place, logits in zip(new, path.at(new).logits(self._features), strict=True):
-            of_truth = log_softmax(logits, axis=1)[rows, self._truth]
-            hits = logits.argmax(axis=1) == self._truth
-            self._known[path.penalties[place]] = hits, float(-of_truth.mean())
-        hits_, losses = zip(*(self._known[penalty] for penalty in path.penalties), strict=True)
-        return np.stack(hits_), np.array(losses)
 
 
 def probe_classes(data: TapData, name: str, target: Target, protocol: Protocol) -> Outcome:
@@ -134,17 +107,13 @@ def probe_labels(data: TapData, name: str, target: Target, protocol: Protocol) -
 
     fitting = labels[roles.fitting]
     final = fit_sigmoid(data.refit.fit, fitting, [choice.penalty], gap=protocol.gap)
-    null_logits = []
-    for order in permute_rows(len(fitting), protocol.permutations, seed=protocol.seed, name=name):
-        null = fit_sigmoid(data.refit.fit, fitting[order], [choice.penalty], gap=NULL_GAP)
-        null_logits.append(null.logits(data.refit.score)[0])
+    null_logits = _null_of_labels(data, fitting, choice.penalty, protocol, name)
     params = _params(choice, penalties, final, data)
-    shape = (0, len(roles.test), target.n_classes)
     fit = LinearFit(
         final.weights[0],
         final.intercepts[0],
         params,
-        np.stack(null_logits) if null_logits else np.empty(shape),
+        null_logits,
     )
     rows = label_rows(
         expit(fit.logits(data.refit.score)), labels[roles.test], fit.null_logits, protocol, name
@@ -152,6 +121,20 @@ def probe_labels(data: TapData, name: str, target: Target, protocol: Protocol) -
     for row in rows:
         row["params"] = fit.params
     return Outcome(rows, _probe(data, name, target, fit).to_arrays())
+
+
+def _null_of_labels(
+    data: TapData, labels: NDArray[np.bool_], penalty: float, protocol: Protocol, name: str
+) -> NDArray[np.float64]:
+    """Return (B, n_test, C) logits of probes fitted to permuted (n, C) labels, all of them at once."""
+    orders = permute_rows(len(labels), protocol.permutations, seed=protocol.seed, name=name)
+    shape = (len(data.refit.score), len(orders), labels.shape[1])
+    if not len(orders):
+        return np.empty((0, shape[0], shape[2]))
+    permuted = labels[orders].transpose(1, 0, 2).reshape(len(labels), -1)
+    null = fit_sigmoid(data.refit.fit, permuted, [penalty], gap=NULL_GAP)
+    logits: NDArray[np.float64] = null.logits(data.refit.score)[0].reshape(shape).transpose(1, 0, 2)
+    return logits
 
 
 def _params(choice: Any, penalties: NDArray[np.float64], path: Any, data: TapData) -> dict[str, Any]:  # noqa: ANN401

@@ -215,35 +215,6 @@ def choose_penalty(
     return Choice(penalty, float(scores[best]), edge)
 
 
-# Standard errors of a paired difference that leave no doubt, though many penalties are compared.
-_BEYOND_DOUBT = 4.0
-
-
-def is_past_best(hits: NDArray[np.bool_], loss: NDArray[np.float64]) -> bool:
-    """Say whether the weakest penalty is past the best one beyond doubt, so that weaker ones need no fit.
-
-    It is if it is worse on val by more than four standard errors of the paired difference, and worse, in
-    accuracy and in loss, than the penalty before it: overfitting has set in and grows.
-
-    Args:
-        hits: (P, n) whether each val image is classified rightly, the strongest penalty first.
-        loss: (P,) val cross-entropy.
-
-    Examples:
-        >>> hits = np.arange(200) < np.array([[100], [160], [150], [120]])
-        >>> loss = np.array([1.0, 0.6, 0.7, 1.5])
-        >>> is_past_best(hits[:3], loss[:3]), is_past_best(hits, loss)
-        (False, True)
-    """
-    accuracy = hits.mean(axis=1)
-    best, last = int(accuracy.argmax()), len(accuracy) - 1
-    if last == 0 or accuracy[last] >= accuracy[last - 1] or loss[last] <= loss[best:last].max():
-        return False
-    difference = hits[best].astype(np.float64) - hits[last]
-    error = difference.std(ddof=1) / np.sqrt(hits.shape[1]) if hits.shape[1] > 1 else np.inf
-    return bool(difference.mean() > _BEYOND_DOUBT * error)
-
-
 @dataclass(frozen=True)
 class Outcome:
     """What one probe adds to a result table.

@@ -17,7 +17,6 @@ from probekit.functional import (
     fit_sigmoid,
     fit_softmax,
     quasi_newton,
-    softmax_regression,
 )
 from probekit.functional.softmax_regression import ABSENT_LOGIT
 
@@ -336,25 +335,43 @@ def test_large_problems_in_single_precision(planted, n, d, c):
     assert own == pytest.approx(path.objective[2], rel=1e-9)
 
 
-def test_stopping_leaves_out_the_weakest_and_changes_no_other(planted, monkeypatch):
-    monkeypatch.setattr(softmax_regression, "_WORTH_STOPPING", 0)
+def test_refining_solves_what_is_wanted_and_no_more(planted):
     x, labels = planted(400, 12, 4)
-    penalties = [1e-3, 10.0, 1e-1, 1e-4, 1.0, 1e-2, 1e-5, 3.0]
+    penalties = [1e-3, 10.0, 1e-1, 1e-4, 1.0]
     whole = fit_softmax(x, labels, penalties, n_classes=4, gap=1e-8)
     shown = []
 
-    def after_the_second_group(path):
-        shown.append(path.penalties.tolist())
-        return len(shown) == 2
+    def refine(path):
+        shown.append(path)
+        return steps[min(len(shown), len(steps)) - 1]
 
-    some = fit_softmax(x, labels, penalties, n_classes=4, gap=1e-8, stop=after_the_second_group)
-    # From the strongest on, in the order given.
-    assert shown == [[10.0, 1e-1, 1.0, 3.0], [1e-3, 10.0, 1e-1, 1.0, 1e-2, 3.0]]
-    assert some.penalties.tolist() == shown[-1]
-    np.testing.assert_allclose(some.objective, whole.at([0, 1, 2, 4, 5, 7]).objective, rtol=2e-8)
+    never = np.inf
+    steps = [[never, 1e-2, never, never, 1e-2], [1e-2, *[never] * 4], [1e-8, 1e-8, *[never] * 3]]
+    some = fit_softmax(x, labels, penalties, n_classes=4, refine=refine)
+    assert some.penalties.tolist() == [1e-3, 10.0, 1.0]
+    assert np.isinf(shown[0].gap).all()
+    assert (shown[1].gap[[1, 4]] <= 1e-2).all()
+    assert np.isinf(shown[1].gap[[0, 2, 3]]).all()
     assert some.converged.all()
-    never = fit_softmax(x, labels, penalties, n_classes=4, gap=1e-8, stop=lambda _: False)
-    assert never.penalties.tolist() == penalties
+    assert (some.gap <= [1e-8, 1e-8, 1e-2]).all()
+    np.testing.assert_allclose(some.objective[:2], whole.objective[:2], rtol=2e-8)
+    # What was solved goes on from there, and a weaker penalty begins where a stronger one ended.
+    assert some.iterations[0] < whole.iterations[0] + 10
+    assert some.iterations[2] == shown[1].iterations[4]
+
+
+def test_a_gap_that_cannot_be_reached_is_asked_for_once(planted):
+    x, labels = planted(200, 6, 3)
+    asked = []
+
+    def refine(path):
+        asked.append(path.gap.copy())
+        return [1e-12]
+
+    path = fit_softmax(x, labels, [1e-4], n_classes=3, max_iterations=3, refine=refine)
+    assert len(asked) == 2
+    assert not path.converged[0]
+    assert path.iterations[0] == 3
 
 
 def test_every_fit_has_its_own_gap(planted):

@@ -11,8 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, log_loss
 
 from probekit.data.targets import Target
-from probekit.functional import softmax_regression
-from probekit.probes import linear
+from probekit.probes import linear, racing
 from probekit.probes.linear import fit_classes, probe_classes, probe_labels
 from probekit.results.fitted import Probe
 from tests.probes.conftest import QUICK, gaussians, tap_data
@@ -64,24 +63,31 @@ def test_racing_changes_no_choice(monkeypatch, distance: float, d: int, noise: i
         [values, np.random.default_rng(d).normal(size=(len(values), noise))], axis=1
     ).astype(np.float32)
     data, target = tap_data(values), Target(labels, "class", NAMES)
-    protocol = replace(QUICK, penalties=tuple(np.geomspace(10, 1e-5, 13)), permutations=0)
-    solved = []
+    # At wider gaps the images right on val are themselves open by one or two.
+    protocol = replace(QUICK, penalties=tuple(np.geomspace(10, 1e-5, 13)), permutations=0, gap=1e-6)
+    chosen = []
     original = linear.fit_softmax
+
+    def whole_path(*args, refine=None, **settings):
+        settings.setdefault("gap", protocol.gap)
+        return original(*args, **settings)
 
     def counted(*args, **settings):
         path = original(*args, **settings)
-        solved.append(len(path.penalties))
+        chosen.append(path)
         return path
 
-    monkeypatch.setattr(linear, "fit_softmax", counted)
+    monkeypatch.setattr(linear, "fit_softmax", whole_path)
     whole = fit_classes(data, target, protocol, "class")
-    monkeypatch.setattr(softmax_regression, "_WORTH_STOPPING", 0)
+    monkeypatch.setattr(linear, "fit_softmax", counted)
+    monkeypatch.setattr(racing, "_WORTH_A_RACE", 0)
     raced = fit_classes(data, target, protocol, "class")
     assert raced.params["penalty"] == whole.params["penalty"]
     assert raced.params["val"] == whole.params["val"]
-    assert solved[0] == 13
+    path = chosen[0]
+    assert path.gap[path.penalties == raced.params["penalty"]] <= protocol.gap
     if (d, distance) == (400, 2.0):
-        assert solved[2] < 13
+        assert len(path.penalties) < 13
     np.testing.assert_allclose(raced.weights, whole.weights, atol=0.02)
 
 
