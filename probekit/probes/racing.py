@@ -16,7 +16,7 @@ _WORTH_A_RACE = 5e7
 _ACCURACY_DOUBT = 1.0
 _LOSS_DOUBT = 4.0
 _STEPS = 2
-# What a fit still at the racing gap may gain: so many val images, or such a share, or as many as one has so far.
+# What a fit still at the racing gap may gain: so many val images, such a share, or as many as one has so far.
 _LEAST_SLACK, _LEAST_SLACK_SHARE = 4, 0.002
 
 
