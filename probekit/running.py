@@ -15,6 +15,7 @@ import pandas as pd
 
 from probekit.errors import InputError, near_names
 from probekit.figures import draw_probe, save_figures
+from probekit.figures.style import Prints
 from probekit.plan import Plan, check_settings
 from probekit.reporting.page import write_page
 from probekit.results.table import ResultTable
@@ -119,9 +120,10 @@ def redraw(folder: Path) -> Path:
         question = (analysis.__doc__ or "").strip().split("\n")[0]
     else:
         figures = draw(tables)
-    save_figures(figures, folder / "figures")
+    prints = {name: Prints(figure) for name, figure in figures.items()}
+    save_figures(prints, folder / "figures")
     page = folder / "index.html"
-    write_page(tables, figures, page, title=Path(plan.verb).stem, question=question)
+    write_page(tables, prints, page, title=Path(plan.verb).stem, question=question)
     log.info("page: %s", page)
     return page
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from probekit.errors import InputError, near_names
 from probekit.figures.curves import plot_depth, plot_few_shot
 from probekit.figures.matrices import plot_class_recall, plot_targets
-from probekit.figures.style import render
+from probekit.figures.style import Prints
 from probekit.files import replacing, safe_name
 from probekit.results.table import ResultTable
 
@@ -61,7 +61,7 @@ def draw_probe(table: ResultTable) -> dict[str, Figure]:
     return figures
 
 
-def save_figures(figures: Mapping[str, Figure], folder: str | Path) -> list[Path]:
+def save_figures(figures: Mapping[str, Figure | Prints], folder: str | Path) -> list[Path]:
     """Write every figure as SVG and PNG, each file atomically and with the same bytes every time.
 
     Returns:
@@ -71,7 +71,7 @@ def save_figures(figures: Mapping[str, Figure], folder: str | Path) -> list[Path
     for name, figure in figures.items():
         for form in ("svg", "png"):
             path = Path(folder) / f"{safe_name(name)}.{form}"
-            content = render(figure, form)
+            content = Prints.of(figure).get(form)
             with replacing(path) as temporary:
                 temporary.write_bytes(content)
             paths.append(path)

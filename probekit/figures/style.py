@@ -14,6 +14,8 @@ from typing import Any
 import matplotlib
 from matplotlib import font_manager
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 # Okabe and Ito's palette (jfly.uni-koeln.de/color), told apart with any colour vision; the pale yellow
@@ -162,8 +164,10 @@ def finish(figure: Figure, caption: str) -> Figure:
     Arranging again at every save would move things by fractions of a point, and takes most of the time.
     ``figure.set_layout_engine("constrained")`` turns it on again.
     """
-    with styled(), _quiet():
-        figure.draw_without_rendering()
+    engine = figure.get_layout_engine()
+    if figure.axes and engine is not None:
+        with styled(), _quiet():
+            engine.execute(figure)
     figure.set_layout_engine("none")
     figure.set_label(caption)
     return figure
@@ -177,12 +181,45 @@ def render(figure: Figure, form: str) -> bytes:
         >>> render(figure, "svg") == render(figure, "svg")
         True
     """
-    # Without these, matplotlib writes the time of day and its version into the file.
-    metadata = {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
-    held = io.BytesIO()
-    with styled(), _quiet():
-        figure.savefig(held, format=form, metadata=metadata)
+    # ``savefig`` draws everything twice, the first time to arrange what ``finish`` has arranged already.
+    held, shown, dpi = io.BytesIO(), figure.canvas, figure.dpi
+    try:
+        with styled(), _quiet():
+            figure.set_facecolor(matplotlib.rcParams["savefig.facecolor"])
+            figure.set_dpi(matplotlib.rcParams["savefig.dpi"])
+            # Without metadata of ours, matplotlib writes the time of day and its version into the file.
+            canvas: Any = FigureCanvasSVG(figure) if form == "svg" else FigureCanvasAgg(figure)
+            if form == "svg":
+                canvas.print_svg(held, metadata={"Date": None, "Creator": None})
+            else:
+                canvas.print_png(held, metadata={"Software": None})
+    finally:
+        figure.set_canvas(shown)
+        figure.set_dpi(dpi)
     return held.getvalue()
+
+
+class Prints:
+    """A figure's files, each rendered once however often it is asked for.
+
+    Attributes:
+        figure: Which, not to be changed any more.
+    """
+
+    def __init__(self, figure: Figure) -> None:
+        self.figure = figure
+        self._files: dict[str, bytes] = {}
+
+    @classmethod
+    def of(cls, figure: Figure | Prints) -> Prints:
+        """Take a figure, or its prints as they are."""
+        return figure if isinstance(figure, Prints) else cls(figure)
+
+    def get(self, form: str) -> bytes:
+        """Return the figure as ``svg`` or ``png`` bytes."""
+        if form not in self._files:
+            self._files[form] = render(self.figure, form)
+        return self._files[form]
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy.special import stdtrit
 
 from probekit.errors import InputError
 from probekit.functional.arguments import FloatArray, check_features
@@ -225,7 +225,7 @@ def t_interval(values: ArrayLike, level: float = LEVEL) -> tuple[float, float]:
     sample = np.asarray(values, np.float64).ravel()
     if len(sample) < 2:
         return float("nan"), float("nan")
-    half = stats.t.ppf(upper, len(sample) - 1) * sample.std(ddof=1) / np.sqrt(len(sample))
+    half = stdtrit(len(sample) - 1, upper) * sample.std(ddof=1) / np.sqrt(len(sample))
     return float(sample.mean() - half), float(sample.mean() + half)
 
 

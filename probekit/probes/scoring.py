@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import stdtrit
 
 from probekit.functional.calibration import BINS, confidence_bins
 from probekit.functional.intervals import bootstrap_statistic, resampled_sums
@@ -221,7 +221,7 @@ def _jackknife(
     count = len(groups)
     # SE² = (G − 1)/G · Σ (θ₋ᵢ − mean θ₋)²
     error = np.sqrt((count - 1) / count * np.square(np.array(left) - np.mean(left)).sum())
-    half = stats.t.ppf(0.975, count - 1) * error
+    half = stdtrit(count - 1, 0.975) * error
     value = float(np.nanmean(whole))
     return max(0.0, value - half), min(1.0, value + half)
 

@@ -23,7 +23,6 @@ from probekit.features.streaming import BATCH_SIZE
 from probekit.files import cache_folder, canonical_json, digest_json, safe_name
 from probekit.grid import run_cells
 from probekit.plan import live_reference
-from probekit.probes.cell import probe_tap
 from probekit.probes.protocol import PENALTIES, Protocol, Roles, assign_roles
 from probekit.results.table import ResultTable
 from probekit.version import __version__
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from probekit.backbones.backbone import Backbone
 
 # Changes whenever a stored cell would no longer hold what the code computes.
-CELL_FORMAT = 2
+CELL_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -262,7 +261,7 @@ def _probe_images(
                 ]
             )[:32]
             owners[entry.name, tap] = key
-            cells[key] = partial(probe_tap, one, targets, roles, protocol, width)
+            cells[key] = partial(_probe_tap, one, targets, roles, protocol, width)
     results = run_cells(
         cells,
         folder=folder / "probes",
@@ -276,6 +275,13 @@ def _probe_images(
         _owned(results[key], by_name[name], found[name][tap], images, protocol)
         for (name, tap), key in owners.items()
     ]
+
+
+def _probe_tap(*given: Any) -> ResultTable:  # noqa: ANN401 - those of ``probe_tap``
+    # What solves probes takes seconds to import, and is not needed where every cell is finished.
+    from probekit.probes.cell import probe_tap
+
+    return probe_tap(*given)
 
 
 def _owned(

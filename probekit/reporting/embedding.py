@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from matplotlib.figure import Figure
 
-from probekit.figures.style import render
+from probekit.figures.style import Prints
 
 # Above this an SVG takes longer to draw than a PNG of it.
 LARGE_SVG_BYTES = 400_000
@@ -26,15 +26,16 @@ class EmbeddedFigure:
     height: int
 
 
-def embed_figures(figures: Mapping[str, Figure]) -> list[EmbeddedFigure]:
+def embed_figures(figures: Mapping[str, Figure | Prints]) -> list[EmbeddedFigure]:
     """Encode figures in order: as SVG, or as PNG where the SVG is large.
 
     An image address keeps every figure's drawing instructions to itself: names in one figure cannot clash
     with another's, and nothing in it can run.
     """
     embedded = []
-    for name, figure in figures.items():
-        form, content = _smallest(figure)
+    for name, given in figures.items():
+        prints = Prints.of(given)
+        figure, (form, content) = prints.figure, _smallest(prints)
         # 96 CSS pixels are an inch.
         width, height = (round(96 * float(inches)) for inches in figure.get_size_inches())
         source = f"data:{_TYPES[form]};base64,{base64.b64encode(content).decode('ascii')}"
@@ -53,9 +54,9 @@ def within_budget(figures: Sequence[EmbeddedFigure], budget_bytes: int) -> list[
     return kept
 
 
-def _smallest(figure: Figure) -> tuple[str, bytes]:
-    svg = render(figure, "svg")
+def _smallest(prints: Prints) -> tuple[str, bytes]:
+    svg = prints.get("svg")
     if len(svg) <= LARGE_SVG_BYTES:
         return "svg", svg
-    png = render(figure, "png")
+    png = prints.get("png")
     return ("png", png) if len(png) < len(svg) else ("svg", svg)

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from probekit.errors import InputError
+from probekit.figures.style import Prints
 from probekit.files import safe_name, write_text
 from probekit.reporting.embedding import EmbeddedFigure, embed_figures, within_budget
 from probekit.reporting.facts import data_rows, level_rows, metric_rows, model_rows, run_rows
@@ -38,7 +39,7 @@ _COLUMNS = (
 
 def write_page(
     tables: Mapping[str, ResultTable],
-    figures: Mapping[str, Figure],
+    figures: Mapping[str, Figure | Prints],
     path: str | Path,
     *,
     title: str,

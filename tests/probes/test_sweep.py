@@ -79,13 +79,13 @@ def test_a_table_says_what_made_it(tmp_path: Path):
 
 def test_finished_cells_are_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     calls: list[str] = []
-    original = sweep.probe_tap
+    original = sweep._probe_tap
 
     def counted(features, *rest):
         calls.append(features.tap)
         return original(features, *rest)
 
-    monkeypatch.setattr(sweep, "probe_tap", counted)
+    monkeypatch.setattr(sweep, "_probe_tap", counted)
     settings = {"random": 0, "store": tmp_path, "equal_d": False, **QUICK}
     probekit.probe(small_backbone(), images(), taps=["3"], **settings)
     probekit.probe(small_backbone(), images(), taps=["3", "5"], **settings)

@@ -166,11 +166,11 @@ def test_large_svgs_become_pngs_where_those_are_smaller(figures, monkeypatch):
     assert set(form.values()) == {"data:image/svg"}
     monkeypatch.setattr("probekit.reporting.embedding.LARGE_SVG_BYTES", 1000)
     monkeypatch.setattr(
-        "probekit.reporting.embedding.render", lambda _, form: b" " * {"svg": 3000, "png": 2000}[form]
+        "probekit.figures.style.render", lambda _, form: b" " * {"svg": 3000, "png": 2000}[form]
     )
     assert embed_figures(figures)[0].source.startswith("data:image/png")
     monkeypatch.setattr(
-        "probekit.reporting.embedding.render", lambda _, form: b" " * {"svg": 3000, "png": 4000}[form]
+        "probekit.figures.style.render", lambda _, form: b" " * {"svg": 3000, "png": 4000}[form]
     )
     assert embed_figures(figures)[0].source.startswith("data:image/svg")
 
