@@ -10,26 +10,54 @@ from typing import TYPE_CHECKING, Any
 
 # Public name → the submodule that defines it.
 _HOMES = {
+    "Classes": "class_geometry",
+    "CrossMoments": "moments",
+    "Estimate": "class_geometry",
+    "Moments": "moments",
     "PairedDifference": "intervals",
     "RidgePath": "ridge",
     "SigmoidPath": "sigmoid_regression",
     "SoftmaxPath": "softmax_regression",
+    "Whitening": "transferability",
     "adjust_holm": "intervals",
     "bootstrap_means": "intervals",
     "bootstrap_statistic": "intervals",
+    "class_cosines": "class_geometry",
+    "class_distance_variance": "class_geometry",
+    "class_separation": "class_geometry",
+    "covariance_spectrum": "spectrum",
     "cross_entropy_bits": "calibration",
+    "directional_variance": "class_geometry",
+    "effective_rank": "spectrum",
     "expected_calibration_error": "calibration",
     "fit_ridge": "ridge",
     "fit_sigmoid": "sigmoid_regression",
     "fit_softmax": "softmax_regression",
+    "h_score": "transferability",
+    "intraclass_correlation": "class_geometry",
+    "jackknife_interval": "class_geometry",
+    "logme": "transferability",
+    "merge": "moments",
+    "nearest_means": "transferability",
     "nearest_neighbours": "neighbours",
+    "neural_collapse": "transferability",
+    "omega_squared": "class_geometry",
     "paired_difference": "intervals",
+    "participation_ratio": "spectrum",
     "principal_axes": "standardise",
+    "rankme": "spectrum",
     "resampled_sums": "intervals",
+    "retrieval": "class_geometry",
+    "self_duality": "transferability",
+    "spectral_decay": "spectrum",
     "standardisation": "standardise",
     "t_interval": "intervals",
+    "two_nearest_dimension": "spectrum",
+    "uniformity": "class_geometry",
+    "variability_collapse": "transferability",
     "vote": "neighbours",
     "vote_neighbours": "neighbours",
+    "within_between_ratio": "class_geometry",
 }
 
 __all__ = sorted(_HOMES)
@@ -37,6 +65,18 @@ __all__ = sorted(_HOMES)
 if TYPE_CHECKING:
     from probekit.functional.calibration import cross_entropy_bits as cross_entropy_bits
     from probekit.functional.calibration import expected_calibration_error as expected_calibration_error
+    from probekit.functional.class_geometry import Classes as Classes
+    from probekit.functional.class_geometry import Estimate as Estimate
+    from probekit.functional.class_geometry import class_cosines as class_cosines
+    from probekit.functional.class_geometry import class_distance_variance as class_distance_variance
+    from probekit.functional.class_geometry import class_separation as class_separation
+    from probekit.functional.class_geometry import directional_variance as directional_variance
+    from probekit.functional.class_geometry import intraclass_correlation as intraclass_correlation
+    from probekit.functional.class_geometry import jackknife_interval as jackknife_interval
+    from probekit.functional.class_geometry import omega_squared as omega_squared
+    from probekit.functional.class_geometry import retrieval as retrieval
+    from probekit.functional.class_geometry import uniformity as uniformity
+    from probekit.functional.class_geometry import within_between_ratio as within_between_ratio
     from probekit.functional.intervals import PairedDifference as PairedDifference
     from probekit.functional.intervals import adjust_holm as adjust_holm
     from probekit.functional.intervals import bootstrap_means as bootstrap_means
@@ -44,6 +84,9 @@ if TYPE_CHECKING:
     from probekit.functional.intervals import paired_difference as paired_difference
     from probekit.functional.intervals import resampled_sums as resampled_sums
     from probekit.functional.intervals import t_interval as t_interval
+    from probekit.functional.moments import CrossMoments as CrossMoments
+    from probekit.functional.moments import Moments as Moments
+    from probekit.functional.moments import merge as merge
     from probekit.functional.neighbours import nearest_neighbours as nearest_neighbours
     from probekit.functional.neighbours import vote as vote
     from probekit.functional.neighbours import vote_neighbours as vote_neighbours
@@ -53,8 +96,21 @@ if TYPE_CHECKING:
     from probekit.functional.sigmoid_regression import fit_sigmoid as fit_sigmoid
     from probekit.functional.softmax_regression import SoftmaxPath as SoftmaxPath
     from probekit.functional.softmax_regression import fit_softmax as fit_softmax
+    from probekit.functional.spectrum import covariance_spectrum as covariance_spectrum
+    from probekit.functional.spectrum import effective_rank as effective_rank
+    from probekit.functional.spectrum import participation_ratio as participation_ratio
+    from probekit.functional.spectrum import rankme as rankme
+    from probekit.functional.spectrum import spectral_decay as spectral_decay
+    from probekit.functional.spectrum import two_nearest_dimension as two_nearest_dimension
     from probekit.functional.standardise import principal_axes as principal_axes
     from probekit.functional.standardise import standardisation as standardisation
+    from probekit.functional.transferability import Whitening as Whitening
+    from probekit.functional.transferability import h_score as h_score
+    from probekit.functional.transferability import logme as logme
+    from probekit.functional.transferability import nearest_means as nearest_means
+    from probekit.functional.transferability import neural_collapse as neural_collapse
+    from probekit.functional.transferability import self_duality as self_duality
+    from probekit.functional.transferability import variability_collapse as variability_collapse
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name stands for
