@@ -137,8 +137,8 @@ def foresee(plan: Plan, **places: Any) -> pd.DataFrame:  # noqa: ANN401
         plan: A plan with settings ``models`` and ``data``.
         **places: ``device``; others are ignored.
     """
+    from probekit.features.comparison import list_entries
     from probekit.features.extraction import estimate
-    from probekit.probes.sweep import list_entries
 
     settings = plan.settings
     if "models" not in settings or "data" not in settings:

@@ -52,6 +52,7 @@ def probe_tap(
     attachments: dict[str, Any] = {}
     for name, outcome in outcomes.items():
         shared = {"target": name, "n_classes": targets[name].n_classes, "n": len(roles.test)}
+        shared["split"] = "test"
         shared |= {"d": features.shape[-1], "tap": features.tap}
         shared |= {key: features.facts[key] for key in ("block", "level", "depth", "readout")}
         # There if the forward pass was narrower than float32.

@@ -9,8 +9,10 @@ import pytest
 
 import probekit
 from probekit.errors import DataError, InputError
+from probekit.features import comparison
+from probekit.features.comparison import list_entries
 from probekit.probes import sweep
-from probekit.probes.sweep import choose_targets, list_entries
+from probekit.probes.sweep import choose_targets
 from tests.features.conftest import images, small_backbone
 
 QUICK = {
@@ -55,7 +57,7 @@ def test_missing_splits_are_found_before_any_image_is_read(tmp_path: Path, monke
     def read(*_: object, **__: object) -> None:
         raise AssertionError("images were read")
 
-    monkeypatch.setattr(sweep, "extract", read)
+    monkeypatch.setattr(comparison, "extract", read)
     with pytest.raises(DataError, match="'test'"):
         probekit.probe(
             small_backbone(), images().split("train"), taps=["3"], random=0, store=tmp_path, **QUICK
@@ -81,9 +83,9 @@ def test_finished_cells_are_not_computed_again(tmp_path: Path, monkeypatch: pyte
     calls: list[str] = []
     original = sweep._probe_tap
 
-    def counted(features, *rest):
+    def counted(features, **rest):
         calls.append(features.tap)
-        return original(features, *rest)
+        return original(features, **rest)
 
     monkeypatch.setattr(sweep, "_probe_tap", counted)
     settings = {"random": 0, "store": tmp_path, "equal_d": False, **QUICK}
