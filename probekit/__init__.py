@@ -26,10 +26,12 @@ _HOMES = {
     "inspect_checkpoint": "probekit.backbones.inspection",
     "list_layers": "probekit.taps.layers",
     "load_backbone": "probekit.backbones.loading",
+    "measure_geometry": "probekit.geometry.sweep",
     "open_images": "probekit.data.readers",
     "probe": "probekit.probes.sweep",
     "record": "probekit.taps.record",
     "stream": "probekit.features.streaming",
+    "stream_moments": "probekit.geometry.sweep",
     "unfold": "probekit.features.statistics",
     "verify": "probekit.verification.verdict",
 }
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
     from probekit.features.features import Features as Features
     from probekit.features.statistics import unfold as unfold
     from probekit.features.streaming import stream as stream
+    from probekit.geometry.sweep import measure_geometry as measure_geometry
+    from probekit.geometry.sweep import stream_moments as stream_moments
     from probekit.plan import Plan as Plan
     from probekit.probes.sweep import probe as probe
     from probekit.results.fitted import Probe as Probe

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from probekit.errors import InputError, near_names
-from probekit.figures import draw_probe, save_figures
+from probekit.figures import draw_geometry, draw_probe, save_figures
 from probekit.figures.style import Prints
 from probekit.plan import Plan, check_settings
 from probekit.reporting.page import write_page
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 # Verb → module and function; the module is imported only when the verb runs.
 VERBS = {
     "probe": "probekit.probes.sweep:probe",
+    "geometry": "probekit.geometry.sweep:measure_geometry",
 }
 # What says where and how to run, not what: kept out of plans, so that a plan runs on any machine.
 PLACES = ("store", "device", "jobs")
@@ -41,6 +42,7 @@ SMOKE: dict[str, dict[str, Any]] = {
         "shots": [1, 5],
         "random": 1,
     },
+    "geometry": {"permutations": 3, "random": 1},
 }
 SMOKE_IMAGES = 120
 
@@ -91,12 +93,19 @@ def execute(plan: Plan, out: str | Path | None, **places: Any) -> dict[str, Resu
     return tables
 
 
+DRAWINGS: dict[str, Callable[[ResultTable], dict[str, Figure]]] = {
+    "probe": draw_probe,
+    "geometry": draw_geometry,
+}
+
+
 def draw(tables: Mapping[str, ResultTable]) -> dict[str, Figure]:
     """Draw every figure that the tables of a verb support."""
     figures: dict[str, Figure] = {}
     for table in tables.values():
-        if table.provenance.get("analysis") == "probe":
-            figures |= draw_probe(table)
+        drawing = DRAWINGS.get(str(table.provenance.get("analysis")))
+        if drawing is not None:
+            figures |= drawing(table)
     return figures
 
 

@@ -11,6 +11,7 @@ import typer
 from probekit.cli.data import data
 from probekit.cli.demo import demo
 from probekit.cli.extract import extract
+from probekit.cli.geometry import geometry
 from probekit.cli.inspect import inspect
 from probekit.cli.layers import layers
 from probekit.cli.probe import probe
@@ -29,7 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help="What does each layer of a pretrained vision backbone know, and what of it transfers?",
 )
-for verb in (inspect, layers, data, verify, unfold, extract, probe, report, run, demo):
+for verb in (inspect, layers, data, verify, unfold, extract, probe, geometry, report, run, demo):
     app.command()(verb)
 
 

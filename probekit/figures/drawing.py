@@ -24,6 +24,9 @@ KINDS: dict[str, Callable[..., Figure]] = {
 }
 # Metrics drawn against depth, most telling first.
 DEPTH_METRICS = ("accuracy", "mean_ap", "r2", "bits", "knn_accuracy", "accuracy_equal_d", "calibration_error")
+GEOMETRY_METRICS = (
+    "icc", "directional_cdnv", "cdnv", "vci", "cosine_gap_centred", "map_at_r", "effective_rank", "two_nn",
+)  # fmt: skip
 # From this many targets on, one matrix says more than panels.
 MANY_TARGETS = 5
 
@@ -58,6 +61,25 @@ def draw_probe(table: ResultTable) -> dict[str, Figure]:
         part = table.where(data=name) if name else table.where(data=None)
         prefix = f"{safe_name(name)}-" if len(names) > 1 else ""
         figures |= {prefix + key: figure for key, figure in _draw_data_set(part).items()}
+    return figures
+
+
+def draw_geometry(table: ResultTable) -> dict[str, Figure]:
+    """Draw the measures of a geometry table against depth.
+
+    Returns:
+        Name → figure, the headline first; names serve as file names.
+    """
+    frame = table.frame[table.frame["value"].notna()]
+    names = [str(name) for name in frame["data"].unique()]
+    figures: dict[str, Figure] = {}
+    for metric in GEOMETRY_METRICS:
+        rows = frame[frame["metric"] == metric]
+        if len(rows) and not rows["model"].isin(set(table.controls)).all() and _has_depth(rows):
+            for name in dict.fromkeys(rows["data"]):
+                part = table.where(data=name) if name else table.where(data=None)
+                prefix = f"{safe_name(name)}-" if len(names) > 1 else ""
+                figures[f"{prefix}depth-{metric}"] = plot_depth(part, metric)
     return figures
 
 

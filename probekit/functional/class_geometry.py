@@ -439,28 +439,50 @@ def retrieval(
         labels: (N,) classes.
         ks: How many neighbours.
     """
-    names = [*(f"recall_at_{k}" for k in ks), "map_at_r"]
-    values, y = np.unique(labels, return_inverse=True)
-    counts = np.bincount(y)
-    if len(values) < 2 or counts.max() < 2:
-        why = "one class only" if len(values) < 2 else "one image a class: nothing to be found"
-        return {name: Estimate(float("nan"), status=why) for name in names}
-    x = unit_rows.astype(np.float64)
-    similar = x @ x.T
-    np.fill_diagonal(similar, -np.inf)
-    most = min(len(x) - 1, max(*ks, int(counts.max()) - 1))
-    nearest = y[np.argsort(-similar, axis=1, kind="stable")[:, :most]]
-    queries = np.flatnonzero(counts[y] > 1)
-    scores = _retrieval_scores(nearest[queries], y[queries], counts, ks)
-    own = np.bincount(y[queries], minlength=len(values)).astype(np.float64)
-    asked = np.flatnonzero(own)
-    sums = np.stack([np.bincount(y[queries], one, len(values)) for one in scores.T], axis=1)
-    with np.errstate(invalid="ignore"):
-        without = ((sums.sum(axis=0) - sums) / (own.sum() - own)[:, None])[asked]
-    whole, count = scores.mean(axis=0), len(queries)
-    recalls = {name: _share(whole[place], without[:, place], count) for place, name in enumerate(names[:-1])}
-    low, high = _widened(float(whole[-1]), without[:, -1])
-    return {**recalls, "map_at_r": Estimate(float(whole[-1]), max(low, 0.0), high)}
+    return Gallery.of(unit_rows).score(labels, ks)
+
+
+@dataclass(frozen=True, eq=False)
+class Gallery:
+    """Rows in which each is searched among the others; neighbours do not depend on labels.
+
+    Attributes:
+        nearest: (N, N − 1) the other rows, the most similar first.
+    """
+
+    nearest: IntArray
+
+    @classmethod
+    def of(cls, unit_rows: AnyFloats) -> Gallery:
+        """Sort all other rows of each of (N, D) unit rows; equally similar ones stay in order."""
+        x = unit_rows.astype(np.float64)
+        similar = x @ x.T
+        np.fill_diagonal(similar, -np.inf)
+        return cls(np.argsort(-similar, axis=1, kind="stable")[:, :-1])
+
+    def score(self, labels: IntArray, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, Estimate]:
+        """Return recall@k and MAP@R of (N,) labels; see ``retrieval``."""
+        names = [*(f"recall_at_{k}" for k in ks), "map_at_r"]
+        values, y = np.unique(labels, return_inverse=True)
+        counts = np.bincount(y)
+        if len(values) < 2 or counts.max() < 2:
+            why = "one class only" if len(values) < 2 else "one image a class: nothing to be found"
+            return {name: Estimate(float("nan"), status=why) for name in names}
+        deep = min(len(y) - 1, max(*ks, int(counts.max()) - 1))
+        queries = np.flatnonzero(counts[y] > 1)
+        nearest = y[self.nearest[queries, :deep]]
+        scores = _retrieval_scores(nearest, y[queries], counts, ks)
+        own = np.bincount(y[queries], minlength=len(values)).astype(np.float64)
+        asked = np.flatnonzero(own)
+        sums = np.stack([np.bincount(y[queries], one, len(values)) for one in scores.T], axis=1)
+        with np.errstate(invalid="ignore"):
+            without = ((sums.sum(axis=0) - sums) / (own.sum() - own)[:, None])[asked]
+        whole, count = scores.mean(axis=0), len(queries)
+        recalls = {
+            name: _share(whole[place], without[:, place], count) for place, name in enumerate(names[:-1])
+        }
+        low, high = _widened(float(whole[-1]), without[:, -1])
+        return {**recalls, "map_at_r": Estimate(float(whole[-1]), max(low, 0.0), high)}
 
 
 def _share(share: float, without: FloatArray, count: int) -> Estimate:

@@ -72,13 +72,14 @@ def h_score(moments: Moments, whitening: Whitening) -> float:
 
 
 def variability_collapse(moments: Moments, whitening: Whitening) -> float:
-    """Return the variability collapse index 1 − tr(Σ_T⁻¹ Σ_B)/rank(Σ_B): 0 where classes are points.
+    """Return the variability collapse index 1 − tr(Σ_T⁻¹ Σ_B)/rank(Σ_B), 0 (classes are points) … 1.
 
-    Unlike NC1 it does not change under invertible linear maps, but for the shrinkage. Source: Xu and Liu,
-    Quantifying the Variability Collapse of Neural Networks (ICML 2023), equation 4.
+    With the shrunk Σ_T and (1 − ρ)·Σ_B, as in the H-score, which keeps it from falling below 0. Unlike NC1 it
+    does not change under invertible linear maps, but for the shrinkage. Source: Xu and Liu, Quantifying the
+    Variability Collapse of Neural Networks (ICML 2023), equation 4.
     """
     seen = int((moments.counts > 0).sum())
-    return 1 - whitening.between(moments) / min(seen - 1, len(moments.shift))
+    return 1 - h_score(moments, whitening) / min(seen - 1, len(moments.shift))
 
 
 def neural_collapse(moments: Moments) -> dict[str, float]:
@@ -137,12 +138,16 @@ def nearest_means(features: FloatArray, moments: Moments) -> IntArray:
     return np.asarray(distances.argmin(axis=1))
 
 
-def logme(moments: Moments) -> float:
+def logme(moments: Moments, eigen: tuple[FloatArray, FloatArray] | None = None) -> float:
     """Return LogME: the log evidence per image of Bayesian linear regression on each class, averaged.
 
     Weight and noise precision of every class are those of largest evidence; features are taken as they are,
     as by its authors. Only XᵀX and class sums are needed: ‖Xm − y‖² = yᵀy − 2mᵀXᵀy + mᵀXᵀXm. Source: You,
     Liu, Wang and Long, LogME (ICML 2021), algorithm 1.
+
+    Args:
+        moments: With products.
+        eigen: Eigenvalues and eigenvectors of XᵀX, where they are known: labels do not change them.
 
     Raises:
         InputError: If the statistics hold no products.
@@ -150,7 +155,7 @@ def logme(moments: Moments) -> float:
     about_zero = moments.moved_to(np.zeros_like(moments.shift))
     if about_zero.products is None:
         raise InputError("statistics with products", "those of class sums alone", "Ask for `products=True`")
-    values, axes = np.linalg.eigh(about_zero.products)
+    values, axes = np.linalg.eigh(about_zero.products) if eigen is None else eigen
     s, n = np.maximum(values, 0), moments.count
     seen = moments.counts > 0
     z, yy = (about_zero.sums @ axes)[seen], moments.counts[seen].astype(np.float64)

@@ -14,8 +14,8 @@ import pandas as pd
 from probekit.results.metrics import metric_facts
 from probekit.results.schema import OK
 
-# The metric that judges a probe, by kind of target; the first one present counts.
-PRIMARY = ("accuracy", "mean_ap", "r2")
+# The metric that judges a probe, by kind of target, or stands for a geometry; the first one present counts.
+PRIMARY = ("accuracy", "mean_ap", "r2", "icc")
 # Key in the params under which a row says how its probe scored on val; higher is better.
 VAL = "val"
 

@@ -78,7 +78,7 @@ def test_h_score_and_collapse_index_with_a_dense_inverse(case):
     means = np.stack([x[y == c].mean(0) for c in y]) - x.mean(0)
     direct = np.trace(np.linalg.inv(shrunk) @ (means.T @ means) / len(x))
     assert h_score(kept, whitening) == pytest.approx((1 - rho) * direct)
-    assert variability_collapse(kept, whitening) == pytest.approx(1 - direct / 4)
+    assert variability_collapse(kept, whitening) == pytest.approx(1 - (1 - rho) * direct / 4)
 
 
 def test_the_collapse_index_is_0_for_points_and_near_1_for_noise():

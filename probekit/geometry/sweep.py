@@ -1,0 +1,193 @@
+"""The verb ``measure_geometry``: class geometry and spectra of every tap of every model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from probekit.data.images import ImageSet
+from probekit.errors import FeatureError, InputError, near_names
+from probekit.features.comparison import Comparison
+from probekit.features.streaming import BATCH_SIZE, stream
+from probekit.functional.moments import Moments
+from probekit.probes.protocol import Protocol, Roles, assign_roles
+from probekit.results.table import ResultTable
+
+if TYPE_CHECKING:
+    from probekit.backbones.backbone import Backbone
+    from probekit.backbones.spec import ModelSpec
+    from probekit.features.features import Features
+
+# Changes whenever a stored cell would no longer hold what the code computes.
+CELL_FORMAT = 1
+SPLITS = {"yes": "seen", "no": "unseen", "unknown": "unknown"}
+
+
+def measure_geometry(
+    models: str | ModelSpec | Backbone | Sequence[str | ModelSpec | Backbone],
+    data: str | ImageSet | Sequence[str | ImageSet],
+    *,
+    taps: str | Sequence[str] = "stages",
+    target: str | None = None,
+    random: int = 3,
+    permutations: int = 20,
+    pairs: int = 2000,
+    subsample: int = 5000,
+    probe: bool = True,
+    seed: int = 0,
+    dtype: str = "float32",
+    precision: str = "float32",
+    batch_size: int = BATCH_SIZE,
+    device: str | None = None,
+    store: str | Path | None = None,
+    jobs: int = 1,
+) -> ResultTable:
+    """Measure how classes and images lie in the features of every tap: what varies inside a class?
+
+    Variance inside and between classes (ICC, ω², within/between ratio, class-distance normalised variance and
+    its part along the line between classes), cosines, neighbours, neural collapse, spectra, and scores that
+    foretell transfer; raw and, with ``_l2`` behind the metric's name, of features of unit length. Values are
+    debiased; intervals leave out one class at a time; nulls permute the labels. What is not defined for the
+    data at hand is empty, and its status says why.
+
+    Args:
+        models: One or several models, in the grammar ``[NAME=]ARCH:CHECKPOINT[,key=value…]`` or loaded.
+        data: One or several data sets, in the grammar of ``open_images`` or opened. All their images count.
+        taps: Paths, globs or presets of ``resolve_taps``.
+        target: The class target; None takes the first of each data set.
+        random: Random draws of each architecture as controls; 0 leaves them out.
+        permutations: Permutations of the labels behind each null.
+        pairs: Most pairs of classes of directional variance.
+        subsample: Most images of measures that compare every image with every other.
+        probe: Whether to fit the probe that NC3 and NC4 compare class means with.
+        seed: Fixes permutations, halves, pairs and subsamples.
+        dtype: Storage type of features.
+        precision: Of the forward passes.
+        batch_size: Images a forward pass.
+        device: Where backbones run; None chooses.
+        store: Folder that keeps features and finished cells; None takes the user's cache folder.
+        jobs: Parallel workers for the cells (one model, data set and tap each).
+
+    Returns:
+        One table; ``split`` says whether the images are ones the backbone was trained on.
+
+    Raises:
+        ProbekitError: If a model, data set, tap or setting cannot be used; before any image is read.
+    """
+    from probekit.geometry.cell import GeometrySettings
+
+    settings = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in locals().items()
+        if name not in {"models", "data", "store", "jobs", "device", "GeometrySettings"}
+    }
+    chosen = GeometrySettings(permutations, pairs, subsample, probe, seed)
+    comparison = Comparison.open("geometry", models, data, random=random, store=store)
+    names = {images.name: class_target(images, target) for images in comparison.sets}
+    roles = {images.name: _roles(images, seed) for images in comparison.sets}
+    tables, features = [], {}
+    for images in comparison.sets:
+        found = features[images.name] = comparison.read(
+            images, taps=taps, dtype=dtype, precision=precision, batch_size=batch_size, device=device
+        )
+        name, split = names[images.name], SPLITS[images.seen_in_pretraining]
+        tables += comparison.run_taps(
+            images,
+            found,
+            partial(
+                _measure,
+                name=name,
+                target=images.targets[name],
+                roles=roles[images.name],
+                split=split,
+                settings=chosen,
+            ),
+            [CELL_FORMAT, name, split, chosen.facts()],
+            kind="geometry",
+            seed=seed,
+            jobs=jobs,
+        )
+    return comparison.join(tables, settings, features)
+
+
+def stream_moments(
+    backbone: Backbone,
+    images: ImageSet,
+    taps: str | Sequence[str] = "stages",
+    *,
+    target: str | None = None,
+    products: bool = True,
+    **settings: Any,  # noqa: ANN401 - those of ``stream``
+) -> dict[str, Moments]:
+    """Sum the features of every tap in one pass, without a store: memory does not grow with the images.
+
+    Args:
+        backbone: What to read.
+        images: What to read it on.
+        taps: Paths, globs or presets of ``resolve_taps``.
+        target: The class target; None takes the first.
+        products: Whether to keep the (D, D) products as well.
+        **settings: Passed to ``stream``.
+
+    Returns:
+        Tap → statistics by class, from which `probekit.functional` takes every measure of moments.
+
+    Raises:
+        InputError: If the images have no such target.
+        FeatureError: If a readout gives no vectors.
+    """
+    chosen = images.targets[class_target(images, target)]
+    found: dict[str, Moments] = {}
+    place = int(settings.get("start", 0))
+    for ids, activations in stream(backbone, images, taps, **settings):
+        labels = chosen.values[place : place + len(ids)]
+        place += len(ids)
+        for tap, values in activations.items():
+            held = found.get(str(tap))
+            if values.ndim != 2:
+                raise FeatureError(
+                    "readouts that give vectors", f"{values.ndim - 1} axes at {tap}", "Read it by gap or cls"
+                )
+            part = Moments.of(
+                values,
+                labels,
+                n_classes=chosen.n_classes,
+                products=products,
+                shift=None if held is None else held.shift,
+            )
+            found[str(tap)] = part if held is None else held + part
+    return found
+
+
+def class_target(images: ImageSet, target: str | None) -> str:
+    """Return the name of the class target of a data set.
+
+    Raises:
+        InputError: If there is none, or none of that name.
+    """
+    known = [name for name, one in images.targets.items() if one.kind == "class"]
+    if target is None and known:
+        return known[0]
+    if target in known:
+        return str(target)
+    if not known:
+        raise InputError(f"a class target in {images.name}", "none", "Open it with class folders or labels")
+    raise InputError(
+        f"a class target of {images.name}", repr(target), f"The nearest are {near_names(str(target), known)}"
+    )
+
+
+def _roles(images: ImageSet, seed: int) -> Roles | None:
+    """Return the splits, or None where there are no images to hold out."""
+    if not len(images.indices("train")) or not len(images.indices("test")):
+        return None
+    return assign_roles(images, Protocol(seed=seed))
+
+
+def _measure(features: Features, **given: Any) -> ResultTable:  # noqa: ANN401 - those of ``geometry_of_tap``
+    # What measures takes seconds to import, and is not needed where every cell is finished.
+    from probekit.geometry.cell import geometry_of_tap
+
+    return geometry_of_tap(features, **given)
