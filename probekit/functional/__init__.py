@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 # Public name → the submodule that defines it.
 _HOMES = {
+    "Canonical": "similarity",
     "Classes": "class_geometry",
     "CrossMoments": "moments",
     "Estimate": "class_geometry",
+    "Gallery": "class_geometry",
     "Moments": "moments",
     "PairedDifference": "intervals",
     "RidgePath": "ridge",
@@ -22,11 +24,13 @@ _HOMES = {
     "adjust_holm": "intervals",
     "bootstrap_means": "intervals",
     "bootstrap_statistic": "intervals",
+    "canonical_correlations": "similarity",
     "class_cosines": "class_geometry",
     "class_distance_variance": "class_geometry",
     "class_separation": "class_geometry",
     "covariance_spectrum": "spectrum",
     "cross_entropy_bits": "calibration",
+    "debiased_cka": "similarity",
     "directional_variance": "class_geometry",
     "effective_rank": "spectrum",
     "expected_calibration_error": "calibration",
@@ -36,8 +40,12 @@ _HOMES = {
     "h_score": "transferability",
     "intraclass_correlation": "class_geometry",
     "jackknife_interval": "class_geometry",
+    "linear_cka": "similarity",
+    "linear_cka_null": "similarity",
     "logme": "transferability",
     "merge": "moments",
+    "minibatch_cka": "similarity",
+    "mutual_neighbours": "similarity",
     "nearest_means": "transferability",
     "nearest_neighbours": "neighbours",
     "neural_collapse": "transferability",
@@ -45,7 +53,9 @@ _HOMES = {
     "paired_difference": "intervals",
     "participation_ratio": "spectrum",
     "principal_axes": "standardise",
+    "procrustes_angle": "similarity",
     "rankme": "spectrum",
+    "representational_similarity": "similarity",
     "resampled_sums": "intervals",
     "retrieval": "class_geometry",
     "self_duality": "transferability",
@@ -53,11 +63,13 @@ _HOMES = {
     "standardisation": "standardise",
     "t_interval": "intervals",
     "two_nearest_dimension": "spectrum",
+    "unbiased_hsic": "similarity",
     "uniformity": "class_geometry",
     "variability_collapse": "transferability",
     "vote": "neighbours",
     "vote_neighbours": "neighbours",
     "within_between_ratio": "class_geometry",
+    "without_leading_component": "similarity",
 }
 
 __all__ = sorted(_HOMES)
@@ -67,6 +79,7 @@ if TYPE_CHECKING:
     from probekit.functional.calibration import expected_calibration_error as expected_calibration_error
     from probekit.functional.class_geometry import Classes as Classes
     from probekit.functional.class_geometry import Estimate as Estimate
+    from probekit.functional.class_geometry import Gallery as Gallery
     from probekit.functional.class_geometry import class_cosines as class_cosines
     from probekit.functional.class_geometry import class_distance_variance as class_distance_variance
     from probekit.functional.class_geometry import class_separation as class_separation
@@ -94,6 +107,17 @@ if TYPE_CHECKING:
     from probekit.functional.ridge import fit_ridge as fit_ridge
     from probekit.functional.sigmoid_regression import SigmoidPath as SigmoidPath
     from probekit.functional.sigmoid_regression import fit_sigmoid as fit_sigmoid
+    from probekit.functional.similarity import Canonical as Canonical
+    from probekit.functional.similarity import canonical_correlations as canonical_correlations
+    from probekit.functional.similarity import debiased_cka as debiased_cka
+    from probekit.functional.similarity import linear_cka as linear_cka
+    from probekit.functional.similarity import linear_cka_null as linear_cka_null
+    from probekit.functional.similarity import minibatch_cka as minibatch_cka
+    from probekit.functional.similarity import mutual_neighbours as mutual_neighbours
+    from probekit.functional.similarity import procrustes_angle as procrustes_angle
+    from probekit.functional.similarity import representational_similarity as representational_similarity
+    from probekit.functional.similarity import unbiased_hsic as unbiased_hsic
+    from probekit.functional.similarity import without_leading_component as without_leading_component
     from probekit.functional.softmax_regression import SoftmaxPath as SoftmaxPath
     from probekit.functional.softmax_regression import fit_softmax as fit_softmax
     from probekit.functional.spectrum import covariance_spectrum as covariance_spectrum
