@@ -59,7 +59,7 @@ def linear_cka(xy: CrossMoments, xx: CrossMoments, yy: CrossMoments) -> float:
 def linear_cka_null(xx: CrossMoments, yy: CrossMoments) -> float:
     """Return the mean of linear CKA over all pairings of the images of one layer with those of the other.
 
-    E‖XᵀPY‖² = tr(XᵀX)·tr(YᵀY)/(N − 1) over permutations P, exactly. For independent normal features it is near
+    E‖XᵀPY‖² = tr(XᵀX)·tr(YᵀY)/(N − 1) over permutations P, exactly. For independent normal features about
     √(DE/((N + D)(N + E))).
     """
     left, right = (one.centred() for one in (xx, yy))
