@@ -15,7 +15,7 @@ from probekit.data.annotations import Boxes, Points, Problem
 from probekit.data.decoding import as_rgb
 from probekit.data.images import ImageSet
 from probekit.data.splits import ROLES
-from probekit.data.targets import Target
+from probekit.data.targets import GROUP, Target
 from probekit.errors import ImageUnreadable
 from probekit.progress import progress_bar
 
@@ -219,7 +219,7 @@ def _target_facts(target: Target) -> dict[str, Any]:
 
 def _counts(target: Target) -> list[int] | None:
     """Return how often each class stands; None where that would take a pass over files, or has no sense."""
-    if target.kind == "class":
+    if target.kind in ("class", GROUP):
         return [int(one) for one in np.bincount(target.values, minlength=target.n_classes)]
     if target.kind == "multilabel":
         return [int(one) for one in target.values.sum(0)]
@@ -240,7 +240,7 @@ def _odd(images: ImageSet, name: str, target: Target) -> list[Problem]:
         new = [target.classes[one] for one in np.unique(target.values[~train]) if one not in learnt]
         problems.append(Problem(f"classes of {name} that training lacks", len(new), tuple(new[:FEW])))
     counts = _counts(target)
-    if counts is not None and target.kind != "keypoints":
+    if counts is not None and target.kind not in ("keypoints", GROUP):
         rare = [one for one, count in zip(target.classes, counts, strict=True) if 0 < count < FEW]
         absent = [one for one, count in zip(target.classes, counts, strict=True) if not count]
         problems.append(Problem(f"classes of {name} with fewer than {FEW}", len(rare), tuple(rare[:FEW])))
@@ -272,7 +272,7 @@ def _in_words(facts: Mapping[str, Any]) -> str:
         return f"{count} numbers an image"
     if kind == "keypoints":
         return f"{count} points an image"
-    words = f"{count} {'labels' if kind == 'multilabel' else 'classes'}"
+    words = f"{count} {({'multilabel': 'labels', GROUP: 'groups'}).get(kind, 'classes')}"
     if kind == "boxes":
         words = f"{facts['boxes']} boxes of {words}, {facts['images_without']} images without"
     if kind == "masks":

@@ -15,7 +15,7 @@ from probekit.data.annotations import Problem
 from probekit.data.decoding import as_rgb
 from probekit.data.sources import ArraySource, eight_bit_pixels, selection
 from probekit.data.splits import ROLES, check_ids, split_stratified
-from probekit.data.targets import Target
+from probekit.data.targets import GROUP, Target
 from probekit.data.transforms import Preprocessing
 from probekit.errors import DataError, ImageUnreadable
 from probekit.files import digest_bytes, digest_json
@@ -99,7 +99,13 @@ class ImageSet:
 
     def __repr__(self) -> str:
         counts = [f"{count} {role}" for role in ROLES if (count := int((self.splits == role).sum()))]
-        nouns = {"class": "classes", "multilabel": "labels", "continuous": "columns", "keypoints": "points"}
+        nouns = {
+            "class": "classes",
+            "multilabel": "labels",
+            "continuous": "columns",
+            "keypoints": "points",
+            GROUP: "groups",
+        }
         targets = [
             f"{name} ({one.n_classes} {nouns.get(one.kind, 'classes')})" for name, one in self.targets.items()
         ]

@@ -14,7 +14,7 @@ from PIL import Image
 from probekit.data.annotations import Points, Problem, stack
 from probekit.data.folders import Tree, missing_files
 from probekit.data.splits import role_of
-from probekit.data.targets import Target
+from probekit.data.targets import GROUP, Target
 from probekit.errors import DataError, SplitOverlap
 
 _POINT = re.compile(r"([xy])(\d+)")
@@ -41,7 +41,7 @@ def read_keypoints(tree: Tree, tables: dict[str, str | None]) -> dict[str, Any]:
 
     Returns:
         ``names``, ``roles``, ``targets`` (``keypoints``; ``points``: positions as shares of the sides,
-        for a probe, where all points are there) and ``problems``.
+        for a probe, where all points are there; each column of groups) and ``problems``.
 
     Raises:
         DataError: If rows do not fit their columns.
@@ -50,6 +50,7 @@ def read_keypoints(tree: Tree, tables: dict[str, str | None]) -> dict[str, Any]:
     """
     names, roles, points, missing = [], [], [], []
     groups: dict[tuple[str, str], str] = {}
+    members: dict[str, list[str]] = {}
     counts: set[int] = set()
     for table, role in tables.items():
         reader = csv.DictReader(io.StringIO(tree.read(table).decode("utf-8-sig", "replace"), newline=""))
@@ -68,6 +69,7 @@ def read_keypoints(tree: Tree, tables: dict[str, str | None]) -> dict[str, Any]:
                         f"{value} in {groups[column, value]} and {role}",
                         "Move it",
                     )
+                members.setdefault(column, []).append(value)
             names.append(name)
             roles.append(role)
             points.append(_points(row, count, table))
@@ -80,6 +82,10 @@ def read_keypoints(tree: Tree, tables: dict[str, str | None]) -> dict[str, Any]:
     targets = {"keypoints": target}
     if not absent:
         targets["points"] = _shares(tree, names, points)
+    for column, values in members.items():
+        if len(values) == len(names) and len(set(values)) > 1:
+            own = Target.from_names(values)
+            targets[column] = Target(own.values, GROUP, own.classes)
     problems = (
         (Problem("images with points that are not there", len(absent), tuple(absent[:5])),) if absent else ()
     )

@@ -17,6 +17,8 @@ from probekit.files import digest_bytes
 # One value an image, which a probe can be asked for.
 KINDS = ("class", "multilabel", "continuous")
 # Kind → what stands for one image.
+# Like a class, but no target of a probe: splits may be kept apart by it.
+GROUP = "group"
 STRUCTURED: dict[str, type] = {"boxes": Boxes, "masks": Mask, "keypoints": Points}
 
 
@@ -25,10 +27,12 @@ class Target:
     """The values of one target for N images; they are copied, checked and read-only.
 
     Attributes:
-        values: kind ``class``: (N,) int64, places in ``classes``. kind ``multilabel``: (N, C) bool.
+        values: kinds ``class`` and ``group``: (N,) int64, places in ``classes``. kind ``multilabel``: (N, C) bool.
             kind ``continuous``: (N, K) float64; (N,) is taken as one column. kinds ``boxes``, ``masks`` and
             ``keypoints``: (N,) of ``Boxes``, ``Mask`` and ``Points``.
-        kind: ``class``, ``multilabel`` or ``continuous``; ``boxes``, ``masks`` or ``keypoints``.
+        kind: ``class``, ``multilabel`` or ``continuous``; ``group``, which is like a class but may be kept apart
+            by the splits, such as a person, so that no probe is fitted to it; ``boxes``, ``masks`` or
+            ``keypoints``.
         classes: Names of the C classes or labels, of the K columns, or of the K points; unique.
 
     Raises:
@@ -46,7 +50,12 @@ class Target:
     def __post_init__(self) -> None:
         classes = tuple(str(name) for name in self.classes)
         _check_names(self.kind, classes)
-        read = {"class": _class_values, "multilabel": _label_values, "continuous": _continuous_values}
+        read = {
+            "class": _class_values,
+            GROUP: _class_values,
+            "multilabel": _label_values,
+            "continuous": _continuous_values,
+        }
         values = (
             _annotations(self.kind, self.values, classes)
             if self.kind in STRUCTURED
@@ -126,9 +135,10 @@ def _whole_number(name: str) -> int:
 
 
 def _check_names(kind: str, classes: tuple[str, ...]) -> None:
-    if kind not in (*KINDS, *STRUCTURED):
-        raise DataError(f"a kind among {', '.join((*KINDS, *STRUCTURED))}", repr(kind), "Choose one")
-    least = 2 if kind == "class" else 1
+    known = (*KINDS, GROUP, *STRUCTURED)
+    if kind not in known:
+        raise DataError(f"a kind among {', '.join(known)}", repr(kind), "Choose one")
+    least = 2 if kind in ("class", GROUP) else 1
     if len(classes) < least:
         raise DataError(
             f"at least {least} {'columns' if kind == 'continuous' else 'classes'}",

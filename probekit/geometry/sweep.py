@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probekit.data.images import ImageSet
+from probekit.data.targets import GROUP
 from probekit.errors import FeatureError, InputError, near_names
 from probekit.features.comparison import Comparison
 from probekit.features.streaming import BATCH_SIZE, stream
@@ -86,7 +87,7 @@ def measure_geometry(
     chosen = GeometrySettings(permutations, pairs, subsample, probe, seed)
     comparison = Comparison.open("geometry", models, data, random=random, store=store)
     names = {images.name: class_target(images, target) for images in comparison.sets}
-    roles = {images.name: _roles(images, seed) for images in comparison.sets}
+    roles = {images.name: _roles(images, names[images.name], seed) for images in comparison.sets}
     tables, features = [], {}
     for images in comparison.sets:
         found = features[images.name] = comparison.read(
@@ -162,12 +163,12 @@ def stream_moments(
 
 
 def class_target(images: ImageSet, target: str | None) -> str:
-    """Return the name of the class target of a data set.
+    """Return the name of the class target of a data set, or of its groups where it has no classes.
 
     Raises:
         InputError: If there is none, or none of that name.
     """
-    known = [name for name, one in images.targets.items() if one.kind == "class"]
+    known = [name for kind in ("class", GROUP) for name, one in images.targets.items() if one.kind == kind]
     if target is None and known:
         return known[0]
     if target in known:
@@ -179,9 +180,11 @@ def class_target(images: ImageSet, target: str | None) -> str:
     )
 
 
-def _roles(images: ImageSet, seed: int) -> Roles | None:
-    """Return the splits, or None where there are no images to hold out."""
+def _roles(images: ImageSet, target: str, seed: int) -> Roles | None:
+    """Return the splits, or None where no image of a known class is held out."""
     if not len(images.indices("train")) or not len(images.indices("test")):
+        return None
+    if images.targets[target].kind == GROUP:
         return None
     return assign_roles(images, Protocol(seed=seed))
 

@@ -9,6 +9,7 @@ from PIL import Image
 from probekit.data.annotations import Points
 from probekit.data.readers import open_images
 from probekit.errors import DataError, ImageUnreadable, SplitOverlap
+from probekit.probes.sweep import choose_targets
 
 
 def write(folder, split, rows, columns="file,identity,x0,y0,x1,y1"):
@@ -81,3 +82,6 @@ def test_the_real_faces(shared_data):
     assert images.targets["keypoints"].n_classes == 68
     assert images.targets["points"].values.shape == (2920, 136)
     assert images.targets["points"].values.mean() == pytest.approx(0.5, abs=0.1)
+    assert images.targets["identity"].kind == "group"
+    # Persons are kept apart by the splits: images are compared by them, no probe is fitted to them.
+    assert choose_targets([images], None) == {images.name: ["points"]}
