@@ -99,13 +99,7 @@ class ImageSet:
 
     def __repr__(self) -> str:
         counts = [f"{count} {role}" for role in ROLES if (count := int((self.splits == role).sum()))]
-        nouns = {
-            "class": "classes",
-            "multilabel": "labels",
-            "continuous": "columns",
-            "keypoints": "points",
-            GROUP: "groups",
-        }
+        nouns = {"multilabel": "labels", "continuous": "columns", "keypoints": "points", GROUP: "groups"}
         targets = [
             f"{name} ({one.n_classes} {nouns.get(one.kind, 'classes')})" for name, one in self.targets.items()
         ]

@@ -27,11 +27,11 @@ class Target:
     """The values of one target for N images; they are copied, checked and read-only.
 
     Attributes:
-        values: kinds ``class`` and ``group``: (N,) int64, places in ``classes``. kind ``multilabel``: (N, C) bool.
-            kind ``continuous``: (N, K) float64; (N,) is taken as one column. kinds ``boxes``, ``masks`` and
-            ``keypoints``: (N,) of ``Boxes``, ``Mask`` and ``Points``.
-        kind: ``class``, ``multilabel`` or ``continuous``; ``group``, which is like a class but may be kept apart
-            by the splits, such as a person, so that no probe is fitted to it; ``boxes``, ``masks`` or
+        values: kinds ``class`` and ``group``: (N,) int64, places in ``classes``. kind ``multilabel``: (N, C)
+            bool. kind ``continuous``: (N, K) float64; (N,) is taken as one column. kinds ``boxes``, ``masks``
+            and ``keypoints``: (N,) of ``Boxes``, ``Mask`` and ``Points``.
+        kind: ``class``, ``multilabel`` or ``continuous``; ``group``, which is like a class but may be kept
+            apart by the splits, such as a person, so that no probe is fitted to it; ``boxes``, ``masks`` or
             ``keypoints``.
         classes: Names of the C classes or labels, of the K columns, or of the K points; unique.
 
