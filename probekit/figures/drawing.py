@@ -25,7 +25,8 @@ KINDS: dict[str, Callable[..., Figure]] = {
 # Metrics drawn against depth, most telling first.
 DEPTH_METRICS = ("accuracy", "mean_ap", "r2", "bits", "knn_accuracy", "accuracy_equal_d", "calibration_error")
 GEOMETRY_METRICS = (
-    "icc", "directional_cdnv", "cdnv", "vci", "cosine_gap_centred", "map_at_r", "effective_rank", "two_nn",
+    "icc", "directional_cdnv", "cdnv", "vci", "within_class_r2", "cosine_gap_centred", "map_at_r",
+    "effective_rank", "two_nn",
 )  # fmt: skip
 # From this many targets on, one matrix says more than panels.
 MANY_TARGETS = 5

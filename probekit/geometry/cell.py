@@ -27,6 +27,7 @@ from probekit.functional.transferability import (
     self_duality,
     variability_collapse,
 )
+from probekit.geometry.factors import within_class_rows
 from probekit.probes.controls import null_columns, permute_rows
 from probekit.probes.linear import LinearFit, fit_classes
 from probekit.probes.protocol import Protocol, Roles, TapData
@@ -70,6 +71,8 @@ def geometry_of_tap(
     roles: Roles | None,
     split: str,
     settings: GeometrySettings,
+    factors: Mapping[str, Target] | None = None,
+    factor_roles: Roles | None = None,
 ) -> ResultTable:
     """Measure one tap.
 
@@ -80,6 +83,8 @@ def geometry_of_tap(
         roles: Rows of train, val and test, for what is scored on held-out images; None leaves that out.
         split: ``seen``, ``unseen`` or ``unknown``: whether the backbone was trained on these classes.
         settings: Of the run.
+        factors: Name → continuous target whose information inside classes is measured.
+        factor_roles: Rows of the splits for that; None leaves it out.
 
     Returns:
         Rows without model, data and run.
@@ -93,6 +98,9 @@ def geometry_of_tap(
         else:
             rows = [*tap.space("", tap.x), *tap.space("_l2", tap.unit), *tap.rows_of_unit(), *tap.spectra()]
             rows += tap.held_out(roles) if roles is not None else []
+            if factors and factor_roles is not None:
+                protocol = Protocol(permutations=settings.permutations, seed=settings.seed)
+                rows += within_class_rows(features, target.values, factors, factor_roles, protocol)
     narrow = {key: features.facts[key] for key in ("relative_error",) if key in features.facts}
     made = [shared | row | {"params": row.get("params", {}) | narrow} for row in rows]
     return ResultTable(rows_to_frame(made), {"format": 1, "analysis": "geometry"})

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probekit.data.images import ImageSet
-from probekit.data.targets import GROUP
+from probekit.data.targets import GROUP, Target
 from probekit.errors import FeatureError, InputError, near_names
 from probekit.features.comparison import Comparison
 from probekit.features.streaming import BATCH_SIZE, stream
@@ -37,6 +37,7 @@ def measure_geometry(
     pairs: int = 2000,
     subsample: int = 5000,
     probe: bool = True,
+    factors: bool = True,
     seed: int = 0,
     dtype: str = "float32",
     precision: str = "float32",
@@ -48,10 +49,10 @@ def measure_geometry(
     """Measure how classes and images lie in the features of every tap: what varies inside a class?
 
     Variance inside and between classes (ICC, ω², within/between ratio, class-distance normalised variance and
-    its part along the line between classes), cosines, neighbours, neural collapse, spectra, and scores that
-    foretell transfer; raw and, with ``_l2`` behind the metric's name, of features of unit length. Values are
-    debiased; intervals leave out one class at a time; nulls permute the labels. What is not defined for the
-    data at hand is empty, and its status says why.
+    its part along the line between classes), cosines, neighbours, neural collapse, spectra, scores that
+    foretell transfer, and what is known of continuous targets inside classes; raw and, with ``_l2`` behind
+    the metric's name, of features of unit length. Values are debiased; intervals leave out one class at a
+    time; nulls permute the labels. What is not defined for the data at hand is empty, and its status says why.
 
     Args:
         models: One or several models, in the grammar ``[NAME=]ARCH:CHECKPOINT[,key=value…]`` or loaded.
@@ -63,6 +64,7 @@ def measure_geometry(
         pairs: Most pairs of classes of directional variance.
         subsample: Most images of measures that compare every image with every other.
         probe: Whether to fit the probe that NC3 and NC4 compare class means with.
+        factors: Whether to measure what is known of continuous targets inside classes.
         seed: Fixes permutations, halves, pairs and subsamples.
         dtype: Storage type of features.
         precision: Of the forward passes.
@@ -104,8 +106,10 @@ def measure_geometry(
                 roles=roles[images.name],
                 split=split,
                 settings=chosen,
+                factors=(inside := _factors(images, factors)),
+                factor_roles=_splits(images, seed),
             ),
-            [CELL_FORMAT, name, split, chosen.facts()],
+            [CELL_FORMAT, name, split, chosen.facts(), list(inside)],
             kind="geometry",
             seed=seed,
             jobs=jobs,
@@ -180,13 +184,20 @@ def class_target(images: ImageSet, target: str | None) -> str:
     )
 
 
-def _roles(images: ImageSet, target: str, seed: int) -> Roles | None:
-    """Return the splits, or None where no image of a known class is held out."""
+def _factors(images: ImageSet, wanted: bool) -> dict[str, Target]:
+    return {name: one for name, one in images.targets.items() if wanted and one.kind == "continuous"}
+
+
+def _splits(images: ImageSet, seed: int) -> Roles | None:
+    """Return the splits, or None where there are no images to hold out."""
     if not len(images.indices("train")) or not len(images.indices("test")):
         return None
-    if images.targets[target].kind == GROUP:
-        return None
     return assign_roles(images, Protocol(seed=seed))
+
+
+def _roles(images: ImageSet, target: str, seed: int) -> Roles | None:
+    """Return the splits, or None where no image of a known class is held out."""
+    return None if images.targets[target].kind == GROUP else _splits(images, seed)
 
 
 def _measure(features: Features, **given: Any) -> ResultTable:  # noqa: ANN401 - those of ``geometry_of_tap``

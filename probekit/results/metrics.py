@@ -300,6 +300,16 @@ METRICS: dict[str, MetricFacts] = {
         "saturates where this still tells layers apart.",
         chance=False,
     ),
+    "within_class_r2": MetricFacts(
+        "R² inside classes",
+        "",
+        None,
+        None,
+        1.0,
+        "Share of a factor's test variance inside classes that a linear map reads from what features keep"
+        " inside classes: 0 is nothing. Low means invariance to that factor, or a readout that cannot "
+        "show it.",
+    ),
     "effective_rank": MetricFacts(
         "Effective rank",
         "",
