@@ -28,8 +28,8 @@ def within_class_rows(
     """Score ridge probes of factors after features and factors lost what their class says of them.
 
     The class means of train, val and test are taken away, each from the rows of its own split, so that
-    classes may differ between splits, as persons do. What is left of R² is information inside classes that a linear
-    map can read; under global average pooling a lost position is the readout's doing.
+    classes may differ between splits, as persons do. What is left of R² is information inside classes that a
+    linear map can read; under global average pooling a lost position is the readout's doing.
 
     Args:
         features: Axes ``N D``.

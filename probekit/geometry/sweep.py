@@ -52,7 +52,7 @@ def measure_geometry(
     its part along the line between classes), cosines, neighbours, neural collapse, spectra, scores that
     foretell transfer, and what is known of continuous targets inside classes; raw and, with ``_l2`` behind
     the metric's name, of features of unit length. Values are debiased; intervals leave out one class at a
-    time; nulls permute the labels. What is not defined for the data at hand is empty, and its status says why.
+    time; nulls permute the labels. What is not defined for the data is empty, and its status says why.
 
     Args:
         models: One or several models, in the grammar ``[NAME=]ARCH:CHECKPOINT[,key=value…]`` or loaded.
