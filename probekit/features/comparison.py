@@ -96,19 +96,33 @@ class Comparison:
         folder = Path(store) if store is not None else cache_folder()
         return cls(analysis, models, data, entries, sets, folder, began)
 
-    def read(self, images: ImageSet, **settings: Any) -> dict[str, Mapping[str, Features]]:  # noqa: ANN401
-        """Return the features of every model, model name → tap → features, by ``extract`` with settings."""
+    def read(
+        self,
+        images: ImageSet,
+        taps: str | Sequence[str] | Mapping[str, Sequence[str]],
+        **settings: Any,  # noqa: ANN401 - those of ``extract``
+    ) -> dict[str, Mapping[str, Features]]:
+        """Return the features of every model: model name → tap → features.
+
+        Args:
+            images: The data set.
+            taps: Of all models alike, or model name → taps; a model without any is left out.
+            **settings: Passed to ``extract``.
+        """
+        own = taps if isinstance(taps, Mapping) else {one.name: taps for one in self.entries}
         # Several models see the same images: they are decoded for the first of them.
         with kept_pixels(images, self.folder / "pixels") as shared:
             return {
                 one.name: extract(
                     one.model,
                     shared,
+                    own[one.name],
                     store=self.folder,
                     recalibrate=one.control_of is not None,
                     **settings,
                 )
                 for one in self.entries
+                if own.get(one.name)
             }
 
     def run_taps(
@@ -136,7 +150,7 @@ class Comparison:
         cells: dict[str, Callable[[], ResultTable]] = {}
         owners: dict[tuple[str, str], str] = {}
         for entry in self.entries:
-            for tap, one in found[entry.name].items():
+            for tap, one in found.get(entry.name, {}).items():
                 parts = [
                     __version__,
                     one.provenance["key"],

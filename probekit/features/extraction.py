@@ -326,7 +326,8 @@ def _tap_facts(backbone: Backbone, tap: Tap) -> dict[str, Any]:
     from probekit.taps.layers import tap_facts
 
     facts = tap_facts(backbone, tap)
-    return {name: facts[name] for name in ("block", "level", "depth", "layout", "readout")}
+    told = {name: facts[name] for name in ("block", "level", "depth", "layout", "readout")}
+    return told | {"shape": list(facts["shape"])}
 
 
 def _level_shares(backbone: Backbone) -> dict[str, dict[str, float]]:

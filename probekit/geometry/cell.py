@@ -71,8 +71,6 @@ def geometry_of_tap(
     roles: Roles | None,
     split: str,
     settings: GeometrySettings,
-    factors: Mapping[str, Target] | None = None,
-    factor_roles: Roles | None = None,
 ) -> ResultTable:
     """Measure one tap.
 
@@ -83,8 +81,6 @@ def geometry_of_tap(
         roles: Rows of train, val and test, for what is scored on held-out images; None leaves that out.
         split: ``seen``, ``unseen`` or ``unknown``: whether the backbone was trained on these classes.
         settings: Of the run.
-        factors: Name → continuous target whose information inside classes is measured.
-        factor_roles: Rows of the splits for that; None leaves it out.
 
     Returns:
         Rows without model, data and run.
@@ -98,11 +94,40 @@ def geometry_of_tap(
         else:
             rows = [*tap.space("", tap.x), *tap.space("_l2", tap.unit), *tap.rows_of_unit(), *tap.spectra()]
             rows += tap.held_out(roles) if roles is not None else []
-            if factors and factor_roles is not None:
-                protocol = Protocol(permutations=settings.permutations, seed=settings.seed)
-                rows += within_class_rows(features, target.values, factors, factor_roles, protocol)
     narrow = {key: features.facts[key] for key in ("relative_error",) if key in features.facts}
     made = [shared | row | {"params": row.get("params", {}) | narrow} for row in rows]
+    return ResultTable(rows_to_frame(made), {"format": 1, "analysis": "geometry"})
+
+
+def factors_of_tap(
+    features: Features,
+    *,
+    name: str,
+    target: Target,
+    split: str,
+    settings: GeometrySettings,
+    factors: Mapping[str, Target],
+    roles: Roles,
+    grid: int | None = None,
+) -> ResultTable:
+    """Measure what one tap tells of factors inside classes, and nothing else; see ``geometry_of_tap``.
+
+    Args:
+        features: Axes ``N D``.
+        name: Name of the class target.
+        target: Classes of the same images.
+        split: As in ``geometry_of_tap``.
+        settings: Of the run.
+        factors: Name → continuous target.
+        roles: Rows of train, val and test.
+        grid: Side of the grid of means that was read of every map; goes to ``params``.
+    """
+    shared = {"split": split, "n_classes": target.n_classes, "d": features.shape[-1]}
+    protocol = Protocol(permutations=settings.permutations, seed=settings.seed)
+    told = {"inside": name} | ({} if grid is None else {"grid": grid})
+    with one_thread():
+        rows = within_class_rows(features, target.values, factors, roles, protocol)
+    made = [shared | row | {"params": row.get("params", {}) | told} for row in rows]
     return ResultTable(rows_to_frame(made), {"format": 1, "analysis": "geometry"})
 
 
@@ -158,7 +183,8 @@ class _Tap:
         for key, one in (found | {key: _point(value) for key, value in points.items()}).items():
             told = dict(params)
             if key in quartiles and np.isfinite(quartiles[key][0]):
-                told |= {"quartiles": list(quartiles[key])}
+                # The upper one is infinite where a quarter of the pairs cannot be told apart.
+                told |= {"quartiles": [one if np.isfinite(one) else None for one in quartiles[key]]}
             if key == "directional_cdnv":
                 told |= {"pairs": pairs}
             if key in ("vci", "h_score"):

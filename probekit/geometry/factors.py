@@ -53,9 +53,10 @@ def within_class_rows(
         values = np.array(factor.values)
         for role in parts:
             values[role] = within_classes(factor.values[role], labels[role])
-        # A factor that follows from the class has nothing inside it.
-        if np.abs(values).max() <= _ROUNDING * np.abs(factor.values).max():
-            why = "the factor does not vary inside a class"
+        # A factor that follows from the class has nothing inside it, nor has a split of one image a class.
+        least = min(float(np.abs(values[role]).max(initial=0)) for role in parts)
+        if least <= _ROUNDING * np.abs(factor.values).max():
+            why = "the factor does not vary inside a class, in one of the splits"
             rows.append({"metric": METRIC, "target": name, "status": why})
         else:
             residuals[name] = Target(values, "continuous", factor.classes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 # Changes whenever a stored cell would no longer hold what the code computes.
 CELL_FORMAT = 1
+MOST_GRID = 4
+# Layout → places of height and width in the shape of an image's activation.
+_SIDES = {"NCHW": (1, 2), "NHWC": (0, 1)}
 SPLITS = {"yes": "seen", "no": "unseen", "unknown": "unknown"}
 
 
@@ -90,30 +93,32 @@ def measure_geometry(
     comparison = Comparison.open("geometry", models, data, random=random, store=store)
     names = {images.name: class_target(images, target) for images in comparison.sets}
     roles = {images.name: _roles(images, names[images.name], seed) for images in comparison.sets}
+    read = {"dtype": dtype, "precision": precision, "batch_size": batch_size, "device": device}
     tables, features = [], {}
     for images in comparison.sets:
-        found = features[images.name] = comparison.read(
-            images, taps=taps, dtype=dtype, precision=precision, batch_size=batch_size, device=device
-        )
+        found = features[images.name] = comparison.read(images, taps, **read)
         name, split = names[images.name], SPLITS[images.seen_in_pretraining]
-        tables += comparison.run_taps(
-            images,
-            found,
-            partial(
-                _measure,
-                name=name,
-                target=images.targets[name],
-                roles=roles[images.name],
-                split=split,
-                settings=chosen,
-                factors=(inside := _factors(images, factors)),
-                factor_roles=_splits(images, seed),
-            ),
-            [CELL_FORMAT, name, split, chosen.facts(), list(inside)],
-            kind="geometry",
-            seed=seed,
-            jobs=jobs,
-        )
+        shared: dict[str, Any] = {
+            "name": name,
+            "target": images.targets[name],
+            "split": split,
+            "settings": chosen,
+        }
+        identity = [CELL_FORMAT, name, split, chosen.facts()]
+        measure = partial(_measure, "geometry_of_tap", roles=roles[images.name], **shared)
+        tables += comparison.run_taps(images, found, measure, identity, kind="geometry", seed=seed, jobs=jobs)
+        inside, parts = _factors(images, factors), _splits(images, seed)
+        side, grids = _grids(found)
+        if inside and parts is not None:
+            maps = comparison.read(images, grids, **read) if side > 1 else {}
+            for own, grid in ((found, None), (maps, side)):
+                measure = partial(
+                    _measure, "factors_of_tap", roles=parts, factors=inside, grid=grid, **shared
+                )
+                which = [*identity, list(inside), grid]
+                tables += comparison.run_taps(
+                    images, own, measure, which, kind="factors", seed=seed, jobs=jobs
+                )
     return comparison.join(tables, settings, features)
 
 
@@ -200,8 +205,24 @@ def _roles(images: ImageSet, target: str, seed: int) -> Roles | None:
     return None if images.targets[target].kind == GROUP else _splits(images, seed)
 
 
-def _measure(features: Features, **given: Any) -> ResultTable:  # noqa: ANN401 - those of ``geometry_of_tap``
-    # What measures takes seconds to import, and is not needed where every cell is finished.
-    from probekit.geometry.cell import geometry_of_tap
+def _grids(found: Mapping[str, Mapping[str, Features]]) -> tuple[int, dict[str, list[str]]]:
+    """Return the side of the grid that all maps have room for, at most 4, and each model's taps read by it.
 
-    return geometry_of_tap(features, **given)
+    Under global average pooling a lost position is the readout's doing; a grid of means keeps some of it.
+    """
+    sizes, taps = [], {}
+    for model, own in found.items():
+        maps = {tap: one.facts for tap, one in own.items() if one.facts.get("layout") in _SIDES}
+        maps = {tap: facts for tap, facts in maps.items() if len(facts.get("shape", ())) == 3}
+        sizes += [min(facts["shape"][side] for side in _SIDES[facts["layout"]]) for facts in maps.values()]
+        taps[model] = list(dict.fromkeys(tap.rpartition("|")[0] for tap in maps))
+    side = min([MOST_GRID, *sizes]) if sizes else 0
+    return side, {model: [f"{path}|grid({side})" for path in own] for model, own in taps.items()}
+
+
+def _measure(part: str, features: Features, **given: Any) -> ResultTable:  # noqa: ANN401 - those of the part
+    # What measures takes seconds to import, and is not needed where every cell is finished.
+    from probekit.geometry import cell
+
+    table: ResultTable = getattr(cell, part)(features, **given)
+    return table

@@ -108,7 +108,7 @@ def probe(
     tables, features = [], {}
     for images in comparison.sets:
         found = features[images.name] = comparison.read(
-            images, taps=taps, dtype=dtype, precision=precision, batch_size=batch_size, device=device
+            images, taps, dtype=dtype, precision=precision, batch_size=batch_size, device=device
         )
         width = min(one.shape[-1] for taps_ in found.values() for one in taps_.values()) if equal_d else None
         names = chosen[images.name]

@@ -34,9 +34,9 @@ def test_finished_cells_are_found_again(tmp_path: Path, monkeypatch: pytest.Monk
     calls = []
     original = sweep._measure
 
-    def counted(features, **rest):
+    def counted(part, features, **rest):
         calls.append(features.tap)
-        return original(features, **rest)
+        return original(part, features, **rest)
 
     monkeypatch.setattr(sweep, "_measure", counted)
     one = probekit.measure_geometry(small_backbone(), images(), taps=["3"], store=tmp_path, **QUICK)
@@ -66,3 +66,21 @@ def test_statistics_without_a_store_are_those_of_the_features(tmp_path: Path):
         )
         np.testing.assert_allclose(found[tap].products, whole.products, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(found[tap].counts, whole.counts)
+
+
+def test_factors_are_read_by_the_readout_and_by_a_grid_all_maps_have_room_for(tmp_path: Path):
+    table = probekit.measure_geometry(
+        "resnet10t:random,size=64",
+        "shapeworld/source,train=300,test=60",
+        taps=["layer1", "layer3"],
+        store=tmp_path,
+        **QUICK,
+    )
+    rows = table.frame[table.frame["metric"] == "within_class_r2"]
+    assert rows["target"].nunique() == 8
+    # layer3 of 64 pixels is 4 by 4.
+    assert set(rows["readout"]) == {"gap", "grid(4)"}
+    grids = rows[rows["readout"] == "grid(4)"]
+    assert set(grids["tap"]) == {"layer1|grid(4)", "layer3|grid(4)"}
+    assert all('"grid":4' in params for params in grids["params"])
+    assert not table.frame.duplicated(["tap", "metric", "target"]).any()
