@@ -27,6 +27,7 @@ _HOMES = {
     "list_layers": "probekit.taps.layers",
     "load_backbone": "probekit.backbones.loading",
     "measure_geometry": "probekit.geometry.sweep",
+    "measure_similarity": "probekit.similarity.sweep",
     "open_images": "probekit.data.readers",
     "probe": "probekit.probes.sweep",
     "record": "probekit.taps.record",
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from probekit.probes.sweep import probe as probe
     from probekit.results.fitted import Probe as Probe
     from probekit.results.table import ResultTable as ResultTable
+    from probekit.similarity.sweep import measure_similarity as measure_similarity
     from probekit.taps.layers import list_layers as list_layers
     from probekit.taps.record import record as record
     from probekit.taps.tap import Tap as Tap

@@ -17,6 +17,7 @@ from probekit.cli.layers import layers
 from probekit.cli.probe import probe
 from probekit.cli.report import report
 from probekit.cli.run import run
+from probekit.cli.similarity import similarity
 from probekit.cli.unfold import unfold
 from probekit.cli.verify import verify
 from probekit.errors import ProbekitError
@@ -30,7 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help="What does each layer of a pretrained vision backbone know, and what of it transfers?",
 )
-for verb in (inspect, layers, data, verify, unfold, extract, probe, geometry, report, run, demo):
+for verb in (inspect, layers, data, verify, unfold, extract, probe, geometry, similarity, report, run, demo):
     app.command()(verb)
 
 

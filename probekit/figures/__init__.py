@@ -5,6 +5,8 @@ from probekit.figures.curves import plot_few_shot as plot_few_shot
 from probekit.figures.drawing import draw as draw
 from probekit.figures.drawing import draw_geometry as draw_geometry
 from probekit.figures.drawing import draw_probe as draw_probe
+from probekit.figures.drawing import draw_similarity as draw_similarity
 from probekit.figures.drawing import save_figures as save_figures
+from probekit.figures.layers import plot_layers as plot_layers
 from probekit.figures.matrices import plot_class_recall as plot_class_recall
 from probekit.figures.matrices import plot_targets as plot_targets

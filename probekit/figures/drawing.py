@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from probekit.errors import InputError, near_names
 from probekit.figures.curves import plot_depth, plot_few_shot
+from probekit.figures.layers import plot_layers
 from probekit.figures.matrices import plot_class_recall, plot_targets
 from probekit.figures.style import Prints
 from probekit.files import replacing, safe_name
@@ -21,6 +22,7 @@ KINDS: dict[str, Callable[..., Figure]] = {
     "few_shot": plot_few_shot,
     "class_recall": plot_class_recall,
     "targets": plot_targets,
+    "layers": plot_layers,
 }
 # Metrics drawn against depth, most telling first.
 DEPTH_METRICS = ("accuracy", "mean_ap", "r2", "bits", "knn_accuracy", "accuracy_equal_d", "calibration_error")
@@ -37,8 +39,9 @@ def draw(table: ResultTable, kind: str = "depth", **settings: Any) -> Figure:  #
 
     Args:
         table: What to draw.
-        kind: ``depth``, ``few_shot``, ``class_recall`` or ``targets``.
-        **settings: Passed to ``plot_depth``, ``plot_few_shot``, ``plot_class_recall`` or ``plot_targets``.
+        kind: ``depth``, ``few_shot``, ``class_recall``, ``targets`` or ``layers``.
+        **settings: Passed to ``plot_depth``, ``plot_few_shot``, ``plot_class_recall``, ``plot_targets`` or
+            ``plot_layers``.
 
     Raises:
         InputError: If the kind is unknown or the table lacks its rows.
@@ -81,6 +84,24 @@ def draw_geometry(table: ResultTable) -> dict[str, Figure]:
                 part = table.where(data=name) if name else table.where(data=None)
                 prefix = f"{safe_name(name)}-" if len(names) > 1 else ""
                 figures[f"{prefix}depth-{metric}"] = plot_depth(part, metric)
+    return figures
+
+
+def draw_similarity(table: ResultTable) -> dict[str, Figure]:
+    """Draw layers against layers, a heat-map a measure and data set.
+
+    Returns:
+        Name → figure; names serve as file names.
+    """
+    frame = table.frame[table.frame["value"].notna()]
+    names = [str(name) for name in frame["data"].unique()]
+    figures: dict[str, Figure] = {}
+    for name in names:
+        part = table.where(data=name) if name else table.where(data=None)
+        prefix = f"{safe_name(name)}-" if len(names) > 1 else ""
+        for metric in dict.fromkeys(part.frame["metric"]):
+            if part.where(metric=metric).frame["value"].notna().any():
+                figures[f"{prefix}layers-{metric}"] = plot_layers(part, str(metric))
     return figures
 
 

@@ -296,6 +296,17 @@ class CrossMoments:
         }
         return CrossMoments(self.x_shift, self.y_shift, **own)
 
+    def __sub__(self, other: CrossMoments) -> CrossMoments:
+        """Take away the statistics of some of the rows.
+
+        Raises:
+            InputError: If the widths differ.
+        """
+        taken = {
+            one.name: -getattr(other, one.name) for one in fields(other) if not one.name.endswith("_shift")
+        }
+        return self + replace(other, **taken)
+
     def moved_to(self, x_shift: FloatArray, y_shift: FloatArray) -> CrossMoments:
         """Return the same statistics around other shifts.
 

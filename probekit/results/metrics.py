@@ -310,6 +310,68 @@ METRICS: dict[str, MetricFacts] = {
         " inside classes: 0 is nothing. Low means invariance to that factor, or a readout that cannot "
         "show it.",
     ),
+    "cka": MetricFacts(
+        "Linear CKA",
+        "",
+        None,
+        0.0,
+        1.0,
+        "Alignment of the two layers' similarities of images; biased upwards by few images: the null is "
+        "its mean over all pairings of images.",
+    ),
+    "cka_debiased": MetricFacts(
+        "Debiased CKA",
+        "",
+        None,
+        None,
+        1.0,
+        "The same from unbiased estimates: 0 on average for unrelated layers. A few directions of large "
+        "variance can decide it: compare with the one without them.",
+    ),
+    "cka_debiased_rest": MetricFacts(
+        "Debiased CKA without leading components",
+        "",
+        None,
+        None,
+        1.0,
+        "After each layer lost its direction of largest variance.",
+    ),
+    "procrustes": MetricFacts(
+        "Procrustes angle",
+        "radians",
+        None,
+        0.0,
+        1.5708,
+        "Angle between the layers after the best rotation: 0 is the same shape, π/2 unrelated.",
+    ),
+    "svcca": MetricFacts(
+        "SVCCA",
+        "",
+        None,
+        0.0,
+        1.0,
+        "Mean canonical correlation of the directions that hold 99 % of each layer's variance.",
+    ),
+    "pwcca": MetricFacts(
+        "PWCCA", "", None, 0.0, 1.0, "The same, weighted by what the first layer uses: not symmetric."
+    ),
+    "rsa": MetricFacts(
+        "RSA",
+        "",
+        None,
+        -1.0,
+        1.0,
+        "Rank correlation of the two layers' dissimilarities of all pairs of images.",
+    ),
+    "mutual_knn": MetricFacts(
+        "Mutual neighbours",
+        "",
+        None,
+        0.0,
+        1.0,
+        "Share of the nearest images that two layers have in common; chance is k/(N − 1), and N changes "
+        "the scale.",
+    ),
     "effective_rank": MetricFacts(
         "Effective rank",
         "",

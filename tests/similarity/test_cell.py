@@ -1,0 +1,91 @@
+"""One layer against others: known relations, intervals, nulls, what is left empty."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from probekit.functional.moments import CrossMoments
+from probekit.functional.similarity import debiased_cka, linear_cka
+from probekit.similarity.cell import _SIDES, Layer, SimilaritySettings, similarity_of_tap
+from tests.probes.conftest import features_of
+
+QUICK = SimilaritySettings(pairwise=150, permutations=4, groups=10)
+RNG = np.random.default_rng(0)
+BASE = RNG.normal(size=(400, 6)).astype(np.float32)
+TURNED = (BASE @ np.linalg.qr(RNG.normal(size=(6, 6)))[0] * 3 + 5).astype(np.float32)
+NOISY = (BASE + RNG.normal(size=(400, 6))).astype(np.float32)
+OTHER = RNG.normal(size=(400, 6)).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    _SIDES.clear()
+
+
+def layer(name: str, values) -> Layer:
+    features = features_of(values)
+    object.__setattr__(features, "provenance", {"key": name})
+    return Layer("m", name, features)
+
+
+def compared(values, *others, settings=QUICK):
+    layers = [layer(f"layer{place}", one) for place, one in enumerate(others)]
+    table = similarity_of_tap(layer("own", values).features, others=layers, settings=settings)
+    return table.frame.set_index(["target", "metric"])
+
+
+def test_turned_features_are_the_same_and_unrelated_ones_are_not():
+    rows = compared(BASE, TURNED, NOISY, OTHER)
+    for metric in ("cka", "cka_debiased", "cka_debiased_rest", "svcca", "pwcca", "mutual_knn"):
+        same, near, far = (rows.loc[(f"m layer{k}", metric), "value"] for k in range(3))
+        assert same == pytest.approx(1, abs=1e-6), metric
+        assert same > near > far, metric
+    assert rows.loc[("m layer0", "procrustes"), "value"] == pytest.approx(0, abs=1e-3)
+    far = rows.loc["m layer2"]
+    assert far.loc["cka_debiased", "ci_low"] < 0.02
+    for metric in ("procrustes", "svcca", "pwcca", "rsa"):
+        low, high = far.loc[metric, ["null_low", "null_high"]]
+        assert low - 0.15 < far.loc[metric, "value"] < high + 0.15, metric
+    assert far.loc["mutual_knn", "null"] == pytest.approx(10 / 149)
+
+
+def test_values_and_intervals_are_those_of_the_functions():
+    rows = compared(BASE, NOISY).loc["m layer0"]
+    three = [CrossMoments.of(*pair) for pair in ((BASE, NOISY), (BASE, BASE), (NOISY, NOISY))]
+    assert rows.loc["cka", "value"] == pytest.approx(linear_cka(*three), abs=1e-6)
+    assert rows.loc["cka_debiased", "value"] == pytest.approx(debiased_cka(*three), abs=1e-6)
+    assert rows.loc["cka_debiased", "ci_kind"] == "jackknife,groups of images"
+    spread = []
+    for seed in range(40):
+        stream = np.random.default_rng(seed)
+        x = stream.normal(size=(400, 6))
+        y = x + stream.normal(size=(400, 6))
+        spread.append(debiased_cka(*(CrossMoments.of(*pair) for pair in ((x, y), (x, x), (y, y)))))
+    width = rows.loc["cka_debiased", "ci_high"] - rows.loc["cka_debiased", "ci_low"]
+    assert 2 < width / np.std(spread) < 7
+
+
+def test_too_few_images_a_direction_leave_canonical_correlations_empty():
+    wide = RNG.normal(size=(60, 30)).astype(np.float32)
+    rows = compared(wide, wide[:, ::-1]).loc["m layer0"]
+    assert np.isnan(rows.loc["svcca", "value"])
+    assert "images a direction" in rows.loc["pwcca", "status"]
+    assert rows.loc["cka", "value"] == pytest.approx(1)
+
+
+def test_a_constant_layer_says_so():
+    rows = compared(BASE, np.ones_like(BASE))
+    assert list(rows["status"]) == ["a layer is constant"]
+    _SIDES.clear()
+    single = compared(BASE, np.concatenate([BASE[:, :1], 0 * BASE[:, 1:]], axis=1)).loc["m layer0"]
+    assert single.loc["cka_debiased_rest", "status"] == "a layer has no variance left"
+    assert single.loc["cka_debiased", "value"] > 0.1
+
+
+def test_a_subsample_is_the_same_for_every_layer():
+    settings = SimilaritySettings(subsample=100, pairwise=50, permutations=2, groups=5)
+    rows = compared(BASE, TURNED, settings=settings).loc["m layer0"]
+    assert rows.loc["cka", "n"] == 100
+    assert rows.loc["rsa", "n"] == 50
+    assert rows.loc["cka", "value"] == pytest.approx(1, abs=1e-6)
