@@ -45,7 +45,7 @@ def choose_path(
     """Return ``eager`` or ``fused``: whichever was faster on the first batch, if fusion is proven right.
 
     The decision is remembered per architecture, taps, batch and machine type, so that models which are
-    compared, such as three random draws, take the same path.
+    compared, such as three random draws, take the same path; but fusion is proven for each anew.
 
     Args:
         backbone: A frozen backbone.
@@ -64,8 +64,19 @@ def choose_path(
         if found is None:
             return "eager"
         write_json(place, found)
+        return str(found["path"])
     decided: dict[str, Any] = read_json(place)
-    return str(decided["path"])
+    return str(decided["path"]) if decided["path"] != "fused" else _proven_path(backbone, taps, first())
+
+
+def _proven_path(backbone: Backbone, taps: Sequence[Tap], batch: Tensor) -> str:
+    """Return ``fused`` if it is right for these weights as well: the decision was made with others."""
+    try:
+        _proven(backbone, taps, batch)
+    except FusionImpossible as error:
+        log.info("%s is read by the plain forward pass: %s", backbone.name, error)
+        return "eager"
+    return "fused"
 
 
 def _try_paths(backbone: Backbone, taps: Sequence[Tap], batch: Tensor, batches: int) -> dict[str, Any] | None:

@@ -54,20 +54,28 @@ def participation_ratio(spectrum: ArrayLike) -> float:
     return float(values.sum() ** 2 / np.square(values).sum())
 
 
-def rankme(moments: Moments) -> float:
+def rankme(moments: Moments, squares: FloatArray | None = None) -> float:
     """Return RankMe: exp of the entropy of p = σ/Σσ + 1e-7, σ the singular values of the uncentred features.
 
     The convention of its authors, stated because others divide eigenvalues or centre first: an offset common
     to all rows, as after a ReLU, lowers it a lot. Source: Garrido, Balestriero, Najman and LeCun, RankMe
     (ICML 2023), equation 1.
 
+    Args:
+        moments: With products.
+        squares: (D,) eigenvalues of XᵀX, where they are known.
+
     Raises:
         InputError: If the statistics hold no products.
     """
-    around_zero = moments.moved_to(np.zeros_like(moments.shift)).products
-    if around_zero is None:
-        raise InputError("statistics with products", "those of class sums alone", "Ask for `products=True`")
-    sigma = np.sqrt(_falling(around_zero))
+    if squares is None:
+        around_zero = moments.moved_to(np.zeros_like(moments.shift)).products
+        if around_zero is None:
+            raise InputError(
+                "statistics with products", "those of class sums alone", "Ask for `products=True`"
+            )
+        squares = _falling(around_zero)
+    sigma = np.sqrt(np.maximum(squares, 0))
     if not sigma.any():
         return float("nan")
     p = sigma / sigma.sum() + _RANKME_EPSILON

@@ -28,11 +28,13 @@ class Whitening:
         axes: (D, D) eigenvectors of Σ_T.
         variances: (D,) eigenvalues after shrinking.
         shrinkage: ρ, the share of the mean variance that took the place of every eigenvalue.
+        spectrum: (D,) eigenvalues of Σ_T as they were, the largest first.
     """
 
     axes: FloatArray
     variances: FloatArray
     shrinkage: float
+    spectrum: FloatArray
 
     @classmethod
     def of(cls, moments: Moments) -> Whitening:
@@ -54,7 +56,7 @@ class Whitening:
         # ρ = ((1 − 2/D) tr S² + tr² S) / ((N + 1 − 2/D)(tr S² − tr² S/D))
         above, below = (1 - 2 / d) * square + trace**2, (n + 1 - 2 / d) * (square - trace**2 / d)
         rho = 1.0 if below <= 0 else min(1.0, above / below)
-        return cls(axes, (1 - rho) * values + rho * trace / d, float(rho))
+        return cls(axes, (1 - rho) * values + rho * trace / d, float(rho), values[::-1])
 
     def between(self, moments: Moments) -> float:
         """Return tr(Σ_T⁻¹ Σ_B) with Σ_B = Σ_c n_c/N (μ_c − μ)(μ_c − μ)ᵀ; the labels may be permuted."""

@@ -142,6 +142,7 @@ class _Tap:
             len(self.y), settings.permutations, seed=settings.seed, name=f"geometry {name}"
         )
         self.dead = bool((self.x == self.x[0]).all())
+        self._spectra: tuple[Moments, NDArray[np.float64], NDArray[np.float64]]
 
     @property
     def unit(self) -> NDArray[np.float32]:
@@ -175,6 +176,8 @@ class _Tap:
         points = _by_moments(whole)
         nulls: dict[str, list[float]] = {}
         whitening, eigen = points.pop("_whitening"), points.pop("_eigen")
+        if not suffix:
+            self._spectra = whole, whitening.spectrum, eigen[0]
         for drawn in self.permuted(x, whole):
             values = {key: one.value for key, one in _by_classes(Classes.of(drawn)).items()}
             values |= _by_moments(drawn, whitening, eigen)
@@ -231,14 +234,13 @@ class _Tap:
         return _row("silhouette", _point(value), drawn, params)
 
     def spectra(self) -> Iterator[dict[str, Any]]:
-        """Yield what does not depend on classes."""
-        whole = Moments.of(self.x)
-        values = spectrum.covariance_spectrum(whole)
+        """Yield what does not depend on classes, from the eigenvalues found for the raw space."""
+        whole, values, squares = self._spectra
         free = {"target": "", "n_classes": None}
         yield free | _row("effective_rank", _point(spectrum.effective_rank(values)), None, {})
         yield free | _row("participation_ratio", _point(spectrum.participation_ratio(values)), None, {})
         convention = {"convention": "uncentred singular values, p + 1e-7"}
-        yield free | _row("rankme", _point(spectrum.rankme(whole)), None, convention)
+        yield free | _row("rankme", _point(spectrum.rankme(whole, squares)), None, convention)
         decay = spectrum.spectral_decay(values)
         if decay is None:
             few = f"fewer than {spectrum.WINDOW[0] + 2} eigenvalues above rounding"

@@ -75,6 +75,19 @@ def test_the_faster_path_is_taken_and_remembered(
     assert len(list(tmp_path.glob("trials/*.json"))) == 1
 
 
+def test_a_remembered_decision_is_proven_for_other_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(trial, "_seconds", lambda one, _: 0.5 if one.__module__ == fusion.__name__ else 1.0)
+    monkeypatch.setattr(trial, "WORTH_S", 5.0)
+    extract(small_backbone(), images(64), TAPS, store=tmp_path / "one", batch_size=4)
+    assert engine_of(tmp_path / "one")["path"] == "fused"
+    (tmp_path / "two").mkdir()
+    (tmp_path / "one" / "trials").rename(tmp_path / "two" / "trials")
+    # These weights are not read right by it: the plain pass is taken, where the trial said fused.
+    monkeypatch.setattr(trial, "TOLERANCE", 0.0)
+    extract(small_backbone(seed=1), images(64), TAPS, store=tmp_path / "two", batch_size=4)
+    assert engine_of(tmp_path / "two")["path"] == "eager"
+
+
 def test_short_runs_are_not_worth_a_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(trial, "_proven", lambda *_: pytest.fail("traced"))
     extract(small_backbone(), images(64), TAPS, store=tmp_path, batch_size=4)
