@@ -8,13 +8,14 @@ Source: the documentation of each peer; the best settings of scikit-learn are lo
 
 Command: ``probekit run analyses/speed.py --out reports/speed``
 
-Minutes: about 100 on two cores with the whole grid, 60 with the committed report's part of it; finished cells
-are kept and found again.
+Minutes: about 100 on two cores with the whole grid, 60 with the committed report's part of it; finished
+cells are kept and found again.
 
-Expected: on two cores, five taps of EfficientNet-Lite0 at 96 px 3.5 to 4 times as fast as the fastest peer and
-as fast as a compiled forward pass that reads nothing; sweeps of ten penalties, choice included, 4 times as fast
-as scikit-learn at its best settings on narrow taps and 10 times on the widest, at a proven gap of at most 1e-4
-for what is chosen and test accuracy within 0.2 points; from JPEG files to probes twice as fast as by hand.
+Expected: on two cores, five taps of EfficientNet-Lite0 at 96 px 3.5 to 4 times as fast as the fastest peer
+and as fast as a compiled forward pass that reads nothing; sweeps of ten penalties, choice included, 4 times
+as fast as scikit-learn at its best settings on narrow taps and 10 times on the widest, at a proven gap of at
+most 1e-4 for what is chosen and test accuracy within 0.2 points; from JPEG files to probes twice as fast as
+by hand.
 
 Would falsify it: on a quiet machine, any peer that is faster at the same precision of result.
 """
