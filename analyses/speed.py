@@ -695,7 +695,7 @@ def _draw_extraction(frame: pd.DataFrame) -> Figure:
     from probekit.figures.style import finish, new_figure
 
     names, cells = list(dict.fromkeys(frame["model"])), frame.groupby(["arch", "data"], sort=False)
-    figure = new_figure(7.2, 2.9)
+    figure = new_figure(9.6, 2.9)
     panels = figure.subplots(1, len(cells), sharey=True, squeeze=False)[0]
     for axes, ((arch, data), rows) in zip(panels, cells, strict=True):
         _points(axes, rows, names)
@@ -708,6 +708,8 @@ def _draw_extraction(frame: pd.DataFrame) -> Figure:
 
 
 def _draw_probes(frame: pd.DataFrame) -> Figure:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     from probekit.figures.style import finish, new_figure
 
     rows = frame[frame["tap"] == "all taps"].sort_values("value")
@@ -715,6 +717,9 @@ def _draw_probes(frame: pd.DataFrame) -> Figure:
     axes = figure.subplots()
     _points(axes, rows, list(rows["model"]))
     axes.set(xscale="log", xlabel="Seconds for five taps and ten penalties")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     return finish(
         figure,
         "Sum over taps of medians; ranges of rounds taken in turn. Hollow: extrapolated from one penalty.",
@@ -768,7 +773,7 @@ def _draw_growth(frame: pd.DataFrame) -> Figure:
         axes.set(xscale="log", xlabel="Images or rows")
     left.set(yscale="log", ylabel="Seconds")
     right.set_ylabel("Growth of the peak (MB)")
-    left.legend()
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=4)
     return finish(
         figure, "Growth is counted from the peak that the model, one batch and a small run had reached."
     )
