@@ -161,6 +161,9 @@ class _Tap:
 
     def space(self, suffix: str, x: NDArray[Any]) -> Iterator[dict[str, Any]]:
         """Yield what follows from moments, of features as they are or of unit length."""
+        if suffix and bool((x == x[0]).all()):
+            yield {"metric": f"icc{suffix}", "status": "every feature is constant at unit length"}
+            return
         whole = self.moments(x)
         params: dict[str, Any] = {"space": "unit length" if suffix else "raw"}
         found, quartiles = _by_classes(Classes.of(whole)), {}
@@ -173,15 +176,15 @@ class _Tap:
             )
         else:
             found["directional_cdnv"], pairs = Estimate(float("nan"), status=reason), 0
-        points = _by_moments(whole)
-        nulls: dict[str, list[float]] = {}
-        whitening, eigen = points.pop("_whitening"), points.pop("_eigen")
+        whitening, around_zero = Whitening.of(whole), whole.moved_to(np.zeros_like(whole.shift))
+        eigen = np.linalg.eigh(np.asarray(around_zero.products))
         if not suffix:
             self._spectra = whole, whitening.spectrum, eigen[0]
+        points = _by_moments(whole, whitening, eigen)
+        nulls: dict[str, list[float]] = {}
         for drawn in self.permuted(x, whole):
             values = {key: one.value for key, one in _by_classes(Classes.of(drawn)).items()}
-            values |= _by_moments(drawn, whitening, eigen)
-            for key, value in values.items():
+            for key, value in (values | _by_moments(drawn, whitening, eigen)).items():
                 nulls.setdefault(key, []).append(value)
         for key, one in (found | {key: _point(value) for key, value in points.items()}).items():
             told = dict(params)
@@ -191,7 +194,7 @@ class _Tap:
             if key == "directional_cdnv":
                 told |= {"pairs": pairs}
             if key in ("vci", "h_score"):
-                told |= {"shrinkage": whitening.shrinkage if whitening is not None else None}
+                told |= {"shrinkage": whitening.shrinkage}
             yield _row(key + suffix, one, nulls.get(key), told)
 
     def rows_of_unit(self) -> Iterator[dict[str, Any]]:
@@ -321,27 +324,17 @@ def _of_cosines(classes: Classes) -> dict[str, Estimate]:
 
 
 def _by_moments(
-    moments: Moments,
-    whitening: Whitening | None = None,
-    eigen: Any = None,  # noqa: ANN401
-) -> dict[str, Any]:
-    """Return points that need the products; with what labels do not change, where it is not given."""
-    classes = int((moments.counts > 0).sum())
-    first = whitening is None
-    whitening = Whitening.of(moments) if whitening is None else whitening
-    if eigen is None:
-        around_zero: Any = moments.moved_to(np.zeros_like(moments.shift)).products
-        eigen = np.linalg.eigh(around_zero)
-    none = float("nan")
-    points: dict[str, Any] = dict.fromkeys(("vci", "nc1", "nc2_norms", "nc2_angles", "h_score"), none)
-    if 1 < classes < moments.count:
-        points |= neural_collapse(moments)
-        points |= {
-            "vci": variability_collapse(moments, whitening),
-            "h_score": h_score(moments, whitening),
-        }
-    points["logme"] = logme(moments, eigen) if 1 < classes < moments.count else none
-    return points | ({"_whitening": whitening, "_eigen": eigen} if first else {})
+    moments: Moments, whitening: Whitening, eigen: tuple[NDArray[np.float64], NDArray[np.float64]]
+) -> dict[str, float]:
+    """Return points that need the products; labels change neither Σ_T nor the eigenvectors of XᵀX."""
+    names = ("vci", "nc1", "nc2_norms", "nc2_angles", "h_score", "logme")
+    if not 1 < (moments.counts > 0).sum() < moments.count:
+        return dict.fromkeys(names, float("nan"))
+    return neural_collapse(moments) | {
+        "vci": variability_collapse(moments, whitening),
+        "h_score": h_score(moments, whitening),
+        "logme": logme(moments, eigen),
+    }
 
 
 def _row(

@@ -100,3 +100,13 @@ def test_a_class_without_images_changes_nothing():
     other = measured(values, labels, settings=GeometrySettings(permutations=2, probe=False), names=names)
     for metric in ("icc", "cdnv", "vci", "nc1", "logme", "map_at_r"):
         assert one.loc[metric, "value"] == pytest.approx(other.loc[metric, "value"]), metric
+
+
+def test_one_positive_feature_is_constant_at_unit_length():
+    stream = np.random.default_rng(0)
+    labels = np.arange(120) % 4
+    values = (labels + 1 + 0.2 * stream.random(120)).astype(np.float32)[:, None]
+    rows = measured(values, labels, settings=GeometrySettings(permutations=2, probe=False))
+    assert rows.loc["icc", "value"] > 0.9
+    assert rows.loc["icc_l2", "status"] == "every feature is constant at unit length"
+    assert rows.loc["cosine_gap_centred", "value"] > 0.5
