@@ -6,10 +6,9 @@ leading component (Davari et al., ICLR 2023).
 
 Command: ``probekit run analyses/level_similarity.py --out reports/level_similarity``
 
-Minutes: about 2 on two cores with the plan's own images; the committed report compares more checkpoints, set
-by ``--set``.
+Minutes: about 10 on two cores with the plan's own images.
 
-Expected: neighbouring levels of one backbone alike (debiased CKA above 0.5), random levels less like trained
+Expected (not measured yet): neighbouring levels of one backbone alike (debiased CKA above 0.5), random levels less like trained
 ones the deeper they lie, and values that fall, but not to 0, without leading components.
 
 Would falsify it: a trained high level as much like a random one as like the trained mid level.
