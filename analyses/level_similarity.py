@@ -8,8 +8,9 @@ Command: ``probekit run analyses/level_similarity.py --out reports/level_similar
 
 Minutes: about 10 on two cores with the plan's own images.
 
-Expected (not measured yet): neighbouring levels of one backbone alike (debiased CKA above 0.5), random levels less like trained
-ones the deeper they lie, and values that fall, but not to 0, without leading components.
+Expected: (from the literature, not measured yet) neighbouring levels of one backbone alike (debiased CKA above
+0.5), random levels less like trained ones the deeper they lie, and values that fall, but not to 0, without
+leading components.
 
 Would falsify it: a trained high level as much like a random one as like the trained mid level.
 """
