@@ -8,7 +8,7 @@ Command: ``probekit run analyses/level_similarity.py --out reports/level_similar
 
 Minutes: about 10 on two cores with the plan's own images.
 
-Expected: (from the literature, not measured yet) neighbouring levels of one backbone alike (debiased CKA above
+Expected: (from the literature, not measured yet) neighbouring levels of one backbone alike (debiased CKA over
 0.5), random levels less like trained ones the deeper they lie, and values that fall, but not to 0, without
 leading components.
 
