@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.sparse import csr_array
 
 from probekit.errors import InputError
 from probekit.files import replacing
@@ -81,13 +82,11 @@ class Moments:
             raise InputError(f"a shift of {x.shape[1]} numbers", f"shape {about.shape}", "Give one a feature")
         sums, squares = np.zeros((n_classes, x.shape[1])), np.zeros(n_classes)
         outer = np.zeros((x.shape[1],) * 2) if products else None
-        # Rows in the order of their classes: each class is then one slice.
         for rows in _blocks(x):
-            block, own = x[rows].astype(np.float64) - about, y[rows]
-            order = np.argsort(own, kind="stable")
-            begins = np.searchsorted(own[order], np.arange(n_classes))
-            seen = np.flatnonzero(np.diff(np.append(begins, len(own))))
-            sums[seen] += np.add.reduceat(block[order], begins[seen])
+            block, own = np.subtract(x[rows], about, dtype=np.float64), y[rows]
+            # (C, n) ones where a row is of a class
+            member = csr_array((np.ones(len(own)), (own, np.arange(len(own)))), shape=(n_classes, len(own)))
+            sums += member @ block
             squares += np.bincount(own, np.einsum("nd,nd->n", block, block), n_classes)
             if outer is not None:
                 outer += block.T @ block
