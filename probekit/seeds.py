@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 def named_seed(name: str, *keys: int | str) -> int:
@@ -32,3 +33,15 @@ def random_stream(name: str, *keys: int | str) -> np.random.Generator:
         True
     """
     return np.random.Generator(np.random.PCG64(named_seed(name, *keys)))
+
+
+def draw_rows(count: int, most: int, seed: int) -> NDArray[np.intp]:
+    """Return all row numbers, or the same ``most`` of them for every layer, in order.
+
+    Examples:
+        >>> draw_rows(3, 5, seed=0).tolist(), len(draw_rows(100, 5, seed=0))
+        ([0, 1, 2], 5)
+    """
+    if count <= most:
+        return np.arange(count)
+    return np.sort(random_stream("subsample", seed, count, most).choice(count, most, replace=False))

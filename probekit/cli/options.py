@@ -46,6 +46,7 @@ Config = Annotated[Path | None, typer.Option(help="YAML file of settings; flags 
 Changes = Annotated[
     list[str] | None, typer.Option("--set", help="Change one setting, as key=value in YAML; repeat.")
 ]
+NoRandom = Annotated[bool, typer.Option("--no-random", help="Leave the controls out.")]
 Store = Annotated[
     Path | None,
     typer.Option(help="Folder that keeps features and finished cells [default: the user's cache]."),

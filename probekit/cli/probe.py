@@ -19,7 +19,7 @@ def probe(
     random: Annotated[
         int | None, typer.Option(min=0, help="Random-init controls an architecture [default: 3].")
     ] = None,
-    no_random: Annotated[bool, typer.Option("--no-random", help="Leave the controls out.")] = False,
+    no_random: options.NoRandom = False,
     permutations: Annotated[
         int | None, typer.Option(min=0, help="Fits behind each null [default: 20].")
     ] = None,

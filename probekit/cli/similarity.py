@@ -18,7 +18,7 @@ def similarity(
     random: Annotated[
         int | None, typer.Option(min=0, help="Random-init controls an architecture [default: 1].")
     ] = None,
-    no_random: Annotated[bool, typer.Option("--no-random", help="Leave the controls out.")] = False,
+    no_random: options.NoRandom = False,
     permutations: Annotated[
         int | None,
         typer.Option(min=0, help="New pairings behind nulls without formula [default: 5]."),

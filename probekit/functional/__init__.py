@@ -39,7 +39,7 @@ _HOMES = {
     "fit_softmax": "softmax_regression",
     "h_score": "transferability",
     "intraclass_correlation": "class_geometry",
-    "jackknife_interval": "class_geometry",
+    "jackknife_interval": "intervals",
     "linear_cka": "similarity",
     "linear_cka_null": "similarity",
     "logme": "transferability",
@@ -85,7 +85,6 @@ if TYPE_CHECKING:
     from probekit.functional.class_geometry import class_separation as class_separation
     from probekit.functional.class_geometry import directional_variance as directional_variance
     from probekit.functional.class_geometry import intraclass_correlation as intraclass_correlation
-    from probekit.functional.class_geometry import jackknife_interval as jackknife_interval
     from probekit.functional.class_geometry import omega_squared as omega_squared
     from probekit.functional.class_geometry import retrieval as retrieval
     from probekit.functional.class_geometry import uniformity as uniformity
@@ -94,6 +93,7 @@ if TYPE_CHECKING:
     from probekit.functional.intervals import adjust_holm as adjust_holm
     from probekit.functional.intervals import bootstrap_means as bootstrap_means
     from probekit.functional.intervals import bootstrap_statistic as bootstrap_statistic
+    from probekit.functional.intervals import jackknife_interval as jackknife_interval
     from probekit.functional.intervals import paired_difference as paired_difference
     from probekit.functional.intervals import resampled_sums as resampled_sums
     from probekit.functional.intervals import t_interval as t_interval

@@ -14,12 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit, logit, stdtrit
+from scipy.special import expit, logit
 
 from probekit.functional.arguments import AnyFloats, FloatArray, IntArray
+from probekit.functional.intervals import jackknife_interval
 from probekit.functional.moments import Moments
 
-LEVEL = 0.95
 # Standard deviations above its null from which a variance between classes is more than noise.
 _NOISE = 2.0
 # Hits or misses below which a share of queries has no interval.
@@ -74,42 +74,15 @@ class Classes:
     def __len__(self) -> int:
         return len(self.counts)
 
-    def undefined(self, least_classes: int = 2) -> str | None:
+    def undefined(self) -> str | None:
         """Say why variance inside and between classes cannot be told apart, or None."""
-        if len(self) < least_classes:
-            return f"fewer than {least_classes} classes" if least_classes > 2 else "one class only"
+        if len(self) < 2:
+            return "one class only"
         if self.counts.max() < 2:
             return "one image a class: the variance inside classes is not known"
         if not self.scatters.any() and not np.diagonal(self.gram).any():
             return "every feature is constant"
         return None
-
-
-def jackknife_interval(value: float, without: FloatArray, level: float = LEVEL) -> tuple[float, float]:
-    """Return the interval of a statistic from its values without each of C classes.
-
-    θ ± t(C − 1)·√((C − 1)/C · Σ (θ₍₋c₎ − θ₍·₎)²)
-
-    Source: Efron, The Jackknife, the Bootstrap and Other Resampling Plans (1982), section 3.
-
-    Args:
-        value: θ of all classes.
-        without: (C,) θ₍₋c₎; NaN where leaving out that class leaves it undefined.
-        level: Coverage.
-
-    Returns:
-        Ends; NaN with fewer than three classes, or where one of ``without`` is undefined.
-
-    Examples:
-        >>> jackknife_interval(2.0, np.array([2.5, 2.0, 1.5]))[0] < 2.0
-        True
-    """
-    count = len(without)
-    if count < 3 or not np.isfinite(without).all() or not np.isfinite(value):
-        return float("nan"), float("nan")
-    error = np.sqrt((count - 1) / count * np.square(without - without.mean()).sum())
-    half = float(stdtrit(count - 1, 0.5 + level / 2) * error)
-    return value - half, value + half
 
 
 @dataclass(frozen=True, eq=False)

@@ -229,6 +229,33 @@ def t_interval(values: ArrayLike, level: float = LEVEL) -> tuple[float, float]:
     return float(sample.mean() - half), float(sample.mean() + half)
 
 
+def jackknife_interval(value: float, without: FloatArray, level: float = LEVEL) -> tuple[float, float]:
+    """Return the interval of a statistic from its values without each of C units.
+
+    θ ± t(C − 1)·√((C − 1)/C · Σ (θ₍₋c₎ − θ₍·₎)²)
+
+    Source: Efron, The Jackknife, the Bootstrap and Other Resampling Plans (1982), section 3.
+
+    Args:
+        value: θ of all units, such as classes or groups of images.
+        without: (C,) θ₍₋c₎; NaN where leaving out that unit leaves it undefined.
+        level: Coverage.
+
+    Returns:
+        Ends; NaN with fewer than three units, or where one of ``without`` is undefined.
+
+    Examples:
+        >>> jackknife_interval(2.0, np.array([2.5, 2.0, 1.5]))[0] < 2.0
+        True
+    """
+    count = len(without)
+    if count < 3 or not np.isfinite(without).all() or not np.isfinite(value):
+        return float("nan"), float("nan")
+    error = np.sqrt((count - 1) / count * np.square(without - without.mean()).sum())
+    half = float(stdtrit(count - 1, _ends(level)[1]) * error)
+    return value - half, value + half
+
+
 def _ends(level: float) -> tuple[float, float]:
     if not 0 < level < 1:
         raise InputError("a level between 0 and 1", str(level), "0.95 is the default")

@@ -33,7 +33,7 @@ from probekit.probes.linear import LinearFit, fit_classes
 from probekit.probes.protocol import Protocol, Roles, TapData
 from probekit.results.schema import rows_to_frame
 from probekit.results.table import ResultTable
-from probekit.seeds import random_stream
+from probekit.seeds import draw_rows, random_stream
 
 DEAD = "dead at initialisation: every feature is constant"
 JACKKNIFE = "jackknife,classes"
@@ -210,7 +210,7 @@ class _Tap:
         yield from self._neighbours()
 
     def _neighbours(self) -> Iterator[dict[str, Any]]:
-        rows = self._some(self.settings.subsample)
+        rows = draw_rows(len(self.y), self.settings.subsample, self.settings.seed)
         x, y = self.unit[rows], self.y[rows]
         params = {"subsample": len(rows)}
         orders = permute_rows(len(y), self.settings.permutations, seed=self.settings.seed, name="neighbours")
@@ -219,7 +219,7 @@ class _Tap:
         for key, one in search.score(y).items():
             yield _row(key, one, [other[key].value for other in drawn], params) | {"n": len(rows)}
         yield _row("uniformity", _point(geometry.uniformity(x)), None, params) | {"n": len(rows)}
-        few = self._some(_CLUSTERED)
+        few = draw_rows(len(self.y), _CLUSTERED, self.settings.seed)
         yield self._silhouette(few) | {"n": len(few)}
 
     def _silhouette(self, rows: NDArray[np.intp]) -> dict[str, Any]:
@@ -251,7 +251,7 @@ class _Tap:
         else:
             told = {"window": [decay.first, decay.last], "r2": decay.r2}
             yield free | _row("alpha_req", _point(decay.alpha), None, told)
-        rows = self._some(_CLUSTERED)
+        rows = draw_rows(len(self.y), _CLUSTERED, self.settings.seed)
         dimension = _point(spectrum.two_nearest_dimension(self.x[rows]), "fewer than ten different images")
         yield free | {"n": len(rows)} | _row("two_nn", dimension, None, {"subsample": len(rows)})
 
@@ -302,13 +302,6 @@ class _Tap:
         low, high = bootstrap_means(agree[:, None], stream=random_stream("test units", self.settings.seed))
         found = Estimate(float(agree.mean()), float(low[0]), float(high[0]))
         yield _row("nc4", found, None, params) | units | {"ci_kind": "bootstrap,test units"}
-
-    def _some(self, most: int) -> NDArray[np.intp]:
-        """Return rows of a fixed subsample, the same for every tap and model."""
-        if len(self.y) <= most:
-            return np.arange(len(self.y))
-        stream = random_stream("subsample", self.settings.seed, len(self.y), most)
-        return np.sort(stream.choice(len(self.y), most, replace=False))
 
 
 def _by_classes(classes: Classes) -> dict[str, Estimate]:

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from probekit.compute import one_thread
 from probekit.features.features import Features
 from probekit.functional import similarity as measures
-from probekit.functional.class_geometry import jackknife_interval
+from probekit.functional.intervals import jackknife_interval
 from probekit.functional.moments import CrossMoments, merge
 from probekit.probes.controls import null_columns
 from probekit.results.schema import rows_to_frame
 from probekit.results.table import ResultTable
-from probekit.seeds import random_stream
+from probekit.seeds import draw_rows, random_stream
 
 JACKKNIFE = "jackknife,groups of images"
 # Images a direction below which canonical correlations of unrelated layers are high by themselves.
@@ -158,14 +158,14 @@ class _Side:
 
     @classmethod
     def _read(cls, features: Features, settings: SimilaritySettings) -> _Side:
-        rows = _drawn(len(features), settings.subsample, settings.seed)
+        rows = draw_rows(len(features), settings.subsample, settings.seed)
         x = features.matrix(rows).astype(np.float64)
         x -= x.mean(axis=0)
         order = random_stream("groups of images", settings.seed).permutation(len(x))
         count = max(1, min(settings.groups, len(x) // 4))
         groups = [np.sort(part) for part in np.array_split(order, count)]
         rest = measures.without_leading_component(x)
-        some = _drawn(len(rows), settings.pairwise, settings.seed)
+        some = draw_rows(len(rows), settings.pairwise, settings.seed)
         return cls(_Rows.of(x, groups), _Rows.of(rest, groups), some)
 
 
@@ -243,9 +243,3 @@ def _zero() -> dict[str, Any]:
 
 def _null(drawn: list[float]) -> dict[str, Any]:
     return dict(null_columns(np.array(drawn)))
-
-
-def _drawn(count: int, most: int, seed: int) -> NDArray[np.intp]:
-    if count <= most:
-        return np.arange(count)
-    return np.sort(random_stream("subsample", seed, count, most).choice(count, most, replace=False))

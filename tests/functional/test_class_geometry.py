@@ -15,12 +15,12 @@ from probekit.functional.class_geometry import (
     class_separation,
     directional_variance,
     intraclass_correlation,
-    jackknife_interval,
     omega_squared,
     retrieval,
     uniformity,
     within_between_ratio,
 )
+from probekit.functional.intervals import jackknife_interval
 from probekit.functional.moments import Moments
 
 
