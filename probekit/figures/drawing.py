@@ -69,21 +69,17 @@ def draw_probe(table: ResultTable) -> dict[str, Figure]:
 
 
 def draw_geometry(table: ResultTable) -> dict[str, Figure]:
-    """Draw the measures of a geometry table against depth.
+    """Draw the measures of a geometry table against depth, a panel a data set.
 
     Returns:
         Name → figure, the headline first; names serve as file names.
     """
     frame = table.frame[table.frame["value"].notna()]
-    names = [str(name) for name in frame["data"].unique()]
     figures: dict[str, Figure] = {}
     for metric in GEOMETRY_METRICS:
         rows = frame[frame["metric"] == metric]
         if len(rows) and not rows["model"].isin(set(table.controls)).all() and _has_depth(rows):
-            for name in dict.fromkeys(rows["data"]):
-                part = table.where(data=name) if name else table.where(data=None)
-                prefix = f"{safe_name(name)}-" if len(names) > 1 else ""
-                figures[f"{prefix}depth-{metric}"] = plot_depth(part, metric)
+            figures[f"depth-{metric}"] = plot_depth(table, metric)
     return figures
 
 
