@@ -27,6 +27,7 @@ _HOMES = {
     "list_layers": "probekit.taps.layers",
     "load_backbone": "probekit.backbones.loading",
     "measure_geometry": "probekit.geometry.sweep",
+    "measure_invariance": "probekit.invariance.sweep",
     "measure_similarity": "probekit.similarity.sweep",
     "open_images": "probekit.data.readers",
     "probe": "probekit.probes.sweep",
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from probekit.features.streaming import stream as stream
     from probekit.geometry.sweep import measure_geometry as measure_geometry
     from probekit.geometry.sweep import stream_moments as stream_moments
+    from probekit.invariance.sweep import measure_invariance as measure_invariance
     from probekit.plan import Plan as Plan
     from probekit.probes.sweep import probe as probe
     from probekit.results.fitted import Probe as Probe

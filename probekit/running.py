@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from probekit.errors import InputError, near_names
-from probekit.figures import draw_geometry, draw_probe, draw_similarity, save_figures
+from probekit.figures import draw_geometry, draw_invariance, draw_probe, draw_similarity, save_figures
 from probekit.figures.style import Prints
 from probekit.plan import Plan, check_settings
 from probekit.reporting.page import write_page
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 VERBS = {
     "probe": "probekit.probes.sweep:probe",
     "geometry": "probekit.geometry.sweep:measure_geometry",
+    "invariance": "probekit.invariance.sweep:measure_invariance",
     "similarity": "probekit.similarity.sweep:measure_similarity",
 }
 # What says where and how to run, not what: kept out of plans, so that a plan runs on any machine.
@@ -44,6 +45,7 @@ SMOKE: dict[str, dict[str, Any]] = {
         "random": 1,
     },
     "geometry": {"permutations": 3, "random": 1},
+    "invariance": {"permutations": 3, "random": 1, "images": 20},
     "similarity": {"permutations": 2, "random": 1, "pairwise": 100, "groups": 5},
 }
 SMOKE_IMAGES = 120
@@ -98,6 +100,7 @@ def execute(plan: Plan, out: str | Path | None, **places: Any) -> dict[str, Resu
 DRAWINGS: dict[str, Callable[[ResultTable], dict[str, Figure]]] = {
     "probe": draw_probe,
     "geometry": draw_geometry,
+    "invariance": draw_invariance,
     "similarity": draw_similarity,
 }
 

@@ -13,6 +13,7 @@ from probekit.cli.demo import demo
 from probekit.cli.extract import extract
 from probekit.cli.geometry import geometry
 from probekit.cli.inspect import inspect
+from probekit.cli.invariance import invariance
 from probekit.cli.layers import layers
 from probekit.cli.probe import probe
 from probekit.cli.report import report
@@ -31,7 +32,21 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help="What does each layer of a pretrained vision backbone know, and what of it transfers?",
 )
-for verb in (inspect, layers, data, verify, unfold, extract, probe, geometry, similarity, report, run, demo):
+for verb in (
+    inspect,
+    layers,
+    data,
+    verify,
+    unfold,
+    extract,
+    probe,
+    geometry,
+    invariance,
+    similarity,
+    report,
+    run,
+    demo,
+):
     app.command()(verb)
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from probekit.data.annotations import Problem
 from probekit.data.decoding import as_rgb
+from probekit.data.perturbations import Change, Views
 from probekit.data.sources import ArraySource, eight_bit_pixels, selection
 from probekit.data.splits import ROLES, check_ids, split_stratified
 from probekit.data.targets import GROUP, Target
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from probekit.data.kept import PixelMemory
 
 SEEN = ("yes", "no", "unknown")
+# Kinds of target that no perturbation makes untrue; places, boxes and measured factors may move with it.
+_UNTOUCHED = ("class", "multilabel", GROUP)
 _DECODERS = 4
 
 
@@ -55,6 +58,7 @@ class ImageSet:
             zip's member; path, size and time of a file), or None. With it, the digest of a selection
             depends on the images selected only.
         memory: Pixels kept for the next model; see ``kept_pixels``.
+        views: What these images are changed views of; None for images as they are.
 
     Raises:
         DataError: If lengths differ, ids repeat, or a role is unknown.
@@ -77,6 +81,7 @@ class ImageSet:
     contents: NDArray[np.str_] | None = None
     problems: tuple[Problem, ...] = ()
     memory: PixelMemory | None = None
+    views: Views | None = None
 
     def __post_init__(self) -> None:
         lengths = {"splits": len(self.splits), **{name: len(target) for name, target in self.targets.items()}}
@@ -152,7 +157,62 @@ class ImageSet:
             digest_json([self.digest, chosen.tolist()]) if self.contents is None else digest_images(**fields)
         )
         source = selection(self.source, chosen)
-        return replace(self, **fields, source=source, digest=digest, spec=None, memory=memory)
+        views = None if self.views is None else self.views.select(chosen)
+        return replace(self, **fields, source=source, digest=digest, spec=None, memory=memory, views=views)
+
+    def perturbed(self, perturbation: str, strength: float, *, seed: int = 0) -> ImageSet:
+        """Return the same images, changed: same ids, same order, another digest.
+
+        Class and label targets stay; boxes, masks, points and measured factors are left out, because the
+        perturbation may move what they say.
+
+        Args:
+            perturbation: One of ``probekit.data.perturbations.PERTURBATIONS``.
+            strength: In its unit.
+            seed: Fixes what the strength leaves open, such as the direction of a shift.
+
+        Raises:
+            InputError: If there is no such perturbation, or the strength is out of range.
+        """
+        return self._changed([Change(perturbation, strength, seed)], self.ids)
+
+    def with_views(self, changes: Sequence[Change]) -> ImageSet:
+        """Return every image as it is, then all of them under each change; see ``perturbed``.
+
+        The ids of changed images are ``ID~PERTURBATION@STRENGTH``.
+        """
+        every = [None, *changes]
+        ids = [[one if change is None else f"{one}~{change}" for one in self.ids] for change in every]
+        return self._changed(every, np.array(ids, np.str_).ravel())
+
+    def _changed(self, changes: Sequence[Change | None], ids: NDArray[np.str_]) -> ImageSet:
+        count, times = len(self), len(changes)
+        told = [None if one is None else [one.perturbation, one.strength, one.seed] for one in changes]
+        contents = None
+        if self.contents is not None:
+            contents = np.array(
+                [
+                    content if one is None else digest_json([content, one])
+                    for one in told
+                    for content in self.contents.tolist()
+                ],
+                np.str_,
+            )
+        rows = np.tile(np.arange(count), times)
+        kept = {name: one for name, one in self.targets.items() if one.kind in _UNTOUCHED}
+        return replace(
+            self,
+            ids=ids,
+            targets={name: one.select(rows) for name, one in kept.items()},
+            splits=np.tile(self.splits, times),
+            source=selection(self.source, rows),
+            digest=digest_json([self.digest, told]),
+            spec=None,
+            contents=contents,
+            # Kept pixels would be those of the unchanged images; the base has them.
+            memory=None,
+            views=Views(self, rows, tuple(one for one in changes for _ in range(count))),
+        )
 
     def image(self, index: int) -> Image.Image:
         """Return one image in RGB: see ``probekit.data.decoding.as_rgb`` for the rules.
@@ -160,6 +220,8 @@ class ImageSet:
         Raises:
             ImageUnreadable: If it cannot be decoded; the message holds its path.
         """
+        if self.views is not None:
+            return self.views.image(index)
         return as_rgb(self.source.read(index), f"{self.name}: {self.ids[index]}")
 
     def pixels(self, index: int, preprocessing: Preprocessing) -> NDArray[np.uint8]:
@@ -170,6 +232,16 @@ class ImageSet:
         """
         if self.memory is not None:
             return self.memory.pixels(self, index, preprocessing)
+        return self.fresh_pixels(index, preprocessing)
+
+    def fresh_pixels(self, index: int, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+        """Return what ``pixels`` returns, made anew.
+
+        Raises:
+            ImageUnreadable: If it cannot be decoded.
+        """
+        if self.views is not None:
+            return self.views.pixels(index, preprocessing)
         return preprocessing.pixels(self.image(index))
 
     def without_unreadable(self) -> ImageSet:

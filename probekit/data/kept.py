@@ -74,7 +74,7 @@ class PixelMemory:
         place = int(self.places[index])
         if kept is not None and kept.there[place]:
             return kept.read(place)
-        pixels = preprocessing.pixels(images.image(index))
+        pixels = images.fresh_pixels(index, preprocessing)
         if kept is not None:
             kept.write(place, pixels)
         return pixels

@@ -15,7 +15,8 @@ from probekit.compute import rank, software_versions
 from probekit.data.images import ImageSet
 from probekit.data.kept import kept_pixels
 from probekit.data.readers import open_images
-from probekit.errors import InputError
+from probekit.data.targets import GROUP
+from probekit.errors import InputError, near_names
 from probekit.features.extraction import extract
 from probekit.features.features import Features
 from probekit.files import cache_folder, canonical_json, digest_json, safe_name
@@ -26,6 +27,9 @@ from probekit.version import __version__
 
 if TYPE_CHECKING:
     from probekit.backbones.backbone import Backbone
+
+# ``seen_in_pretraining`` → the column ``split`` of measures that hold nothing out.
+SPLITS = {"yes": "seen", "no": "unseen", "unknown": "unknown"}
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,8 @@ class Comparison:
         self,
         images: ImageSet,
         taps: str | Sequence[str] | Mapping[str, Sequence[str]],
+        *,
+        training: ImageSet | None = None,
         **settings: Any,  # noqa: ANN401 - those of ``extract``
     ) -> dict[str, Mapping[str, Features]]:
         """Return the features of every model: model name → tap → features.
@@ -107,18 +113,21 @@ class Comparison:
         Args:
             images: The data set.
             taps: Of all models alike, or model name → taps; a model without any is left out.
+            training: Images on whose training split random-init controls re-estimate their batch-norm
+                statistics; None takes ``images``.
             **settings: Passed to ``extract``.
         """
         own = taps if isinstance(taps, Mapping) else {one.name: taps for one in self.entries}
         # Several models see the same images: they are decoded for the first of them.
         with kept_pixels(images, self.folder / "pixels") as shared:
+            calibration = shared if training is None else training
             return {
                 one.name: extract(
                     one.model,
                     shared,
                     own[one.name],
                     store=self.folder,
-                    recalibrate=one.control_of is not None,
+                    recalibrate=calibration if one.control_of is not None else False,
                     **settings,
                 )
                 for one in self.entries
@@ -192,6 +201,25 @@ class Comparison:
         provenance = _provenance(self, settings, features)
         joined = ResultTable.concat(list(tables))
         return ResultTable(joined.frame.assign(run_id=provenance["run_id"]), provenance, joined.attachments)
+
+
+def find_class_target(images: ImageSet, target: str | None) -> str | None:
+    """Return the name of the class target of a data set, or of its groups; None if it has neither.
+
+    Args:
+        images: The data set.
+        target: Its name; None takes the first.
+
+    Raises:
+        InputError: If there is none of that name.
+    """
+    known = [name for kind in ("class", GROUP) for name, one in images.targets.items() if one.kind == kind]
+    if target is None:
+        return known[0] if known else None
+    if target not in known:
+        near = f"The nearest are {near_names(target, known)}" if known else "It has none"
+        raise InputError(f"a class target of {images.name}", repr(target), near)
+    return target
 
 
 def list_entries(

@@ -63,7 +63,7 @@ log = logging.getLogger(__name__)
 STORED = ("float32", "float16")
 PRECISIONS = ("float32", "bfloat16")
 ENGINES = ("auto", "eager", "fused")
-MEMO_FORMAT = 4
+MEMO_FORMAT = 5
 
 
 def extract(
@@ -71,7 +71,7 @@ def extract(
     data: str | ImageSet,
     taps: str | Tap | Sequence[str | Tap] = "stages",
     *,
-    recalibrate: bool = False,
+    recalibrate: bool | ImageSet = False,
     store: str | Path | None = None,
     dtype: str = "float32",
     precision: str = "float32",
@@ -93,7 +93,8 @@ def extract(
         data: A data set in the grammar of ``open_images``, or an ImageSet.
         taps: Paths, globs or presets; see ``resolve_taps``.
         recalibrate: Re-estimate batch-norm statistics on the training split first, in a copy: what makes a
-            random draw a fair control.
+            random draw a fair control. Other images name those whose training split is taken, so that a
+            selection or changed views of them are read with the same weights.
         store: Folder that keeps features; None takes the user's cache folder.
         dtype: Storage type, ``float32`` or ``float16``.
         precision: ``float32``, or ``bfloat16`` for speed: then each tap's error, relative to float32 on the
@@ -127,14 +128,13 @@ def extract(
     images = open_images(data) if isinstance(data, str) else data
     folder = Path(store) if store is not None else cache_folder()
     spec = parse_model(model) if isinstance(model, str) else model if isinstance(model, ModelSpec) else None
-    words = (
-        _request(spec, images, taps, recalibrate, (dtype, precision), folder) if spec is not None else None
-    )
+    training = recalibrate if isinstance(recalibrate, ImageSet) else images if recalibrate else None
+    words = _request(spec, images, taps, training, (dtype, precision), folder) if spec is not None else None
     if words is not None and (found := _recall(folder, words, images)) is not None:
         return found
     backbone = _load(model if spec is None else spec, device)
-    if recalibrate:
-        backbone = recalibrated(backbone, images)
+    if training is not None:
+        backbone = recalibrated(backbone, training)
     wanted = _Wanted(dtype, precision, engine, batch_size)
     place, resolved = _compute(backbone, images, taps, folder, wanted)
     model_facts = {**backbone.facts(), "level_shares": _level_shares(backbone)}
@@ -406,7 +406,7 @@ def _request(
     spec: ModelSpec,
     images: ImageSet,
     taps: str | Tap | Sequence[str | Tap],
-    recalibrate: bool,
+    training: ImageSet | None,
     kinds: tuple[str, str],
     folder: Path,
 ) -> dict[str, Any] | None:
@@ -424,7 +424,7 @@ def _request(
         "checkpoint": checkpoint,
         "index": images.digest,
         "taps": [str(tap) for tap in ([taps] if not isinstance(taps, (list, tuple)) else taps)],
-        "recalibrate": RECALIBRATION_IMAGES if recalibrate else 0,
+        "recalibrate": [RECALIBRATION_IMAGES, training.digest] if training is not None else 0,
         "dtype": kinds[0],
         "precision": kinds[1],
         "versions": {

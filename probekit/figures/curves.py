@@ -18,6 +18,7 @@ from probekit.figures import series, style
 from probekit.results.choosing import best_rows, choose_taps
 from probekit.results.metrics import MetricFacts, kind_words, metric_facts
 from probekit.results.presentation import primary_metrics
+from probekit.results.schema import read_params
 from probekit.results.table import ResultTable
 
 # R² has no lower bound: below this it only says "useless".
@@ -105,6 +106,56 @@ def plot_few_shot(table: ResultTable, target: str | None = None, *, tap: str | N
         _finish(figure, handles, _few_shot_notes(table, rows, tap))
     return style.finish(
         figure, f"Test accuracy of probes fitted on a few images per class: {_subject(rows)}."
+    )
+
+
+def plot_strengths(
+    table: ResultTable,
+    metric: str = "whitened_cosine",
+    target: str | None = None,
+    *,
+    tap: str | None = None,
+    data: str | None = None,
+) -> Figure:
+    """Draw what changes of an image do to features against their strength, a panel a perturbation.
+
+    Stronger is to the right. At no strength at all, features are those of the same image.
+
+    Args:
+        table: Rows of ``measure_invariance``.
+        metric: ``whitened_cosine`` or ``mahalanobis``.
+        target: One perturbation; by default all.
+        tap: By default the deepest of each model.
+        data: One data set; by default the only one.
+
+    Raises:
+        InputError: If the table has no such rows, or several data sets.
+    """
+    rows = series.scored_rows(table, metric, target=target, tap=tap, data=data)
+    if rows["data"].nunique() > 1:
+        raise InputError("one data set", ", ".join(sorted(set(rows["data"]))), "Name it with `data=`")
+    if tap is None:
+        rows = rows[rows["depth"] == rows.groupby("model")["depth"].transform("max")]
+    facts = metric_facts(metric)
+    with style.styled():
+        figure, axes, pairs = _panels(rows)
+        handles: dict[str, Any] = {}
+        for i, (place, (_, one)) in enumerate(zip(axes, pairs, strict=True)):
+            own = rows[rows["target"] == one]
+            lines, random = series.curves(table, own, "strength"), series.random_bands(table, own, "strength")
+            handles |= _draw_bands(place, series.null_bands(lines), table, "--")
+            handles |= _draw_bands(place, random, table, ":")
+            handles |= _draw_curves(place, lines, table)
+            params = read_params(own)
+            if params[0]["strength"] > params[-1]["strength"]:
+                place.invert_xaxis()
+            place.set_xlabel(style.plain(f"{one} ({params[0]['unit']})"))
+            if i % COLUMNS == 0:
+                place.set_ylabel(_wrapped(facts.axis))
+            _limit(place, lines, random, metric, facts)
+        _finish(figure, handles, _strength_notes(table, rows, tap))
+    return style.finish(
+        figure, f"{facts.label} against the strength of changes of the image: {_subject(rows)}."
     )
 
 
@@ -255,6 +306,15 @@ def _few_shot_notes(table: ResultTable, rows: pd.DataFrame, tap: str | None) -> 
     )
     where = f"At {tap}" if tap is not None else f"Taps {chosen}: {at}"
     return [_count(trained), _interval(trained), *_references(table, rows), where]
+
+
+def _strength_notes(table: ResultTable, rows: pd.DataFrame, tap: str | None) -> list[str]:
+    trained = rows[~rows["model"].isin(set(table.controls))]
+    taps = trained.drop_duplicates("model")
+    at = "; ".join(f"{model} at {name}" for model, name in zip(taps["model"], taps["tap"], strict=True))
+    counted = f"n = {int(rows['n'].max())} images, each under every change"
+    where = f"At {tap}" if tap is not None else f"Deepest taps: {at}"
+    return [counted, _interval(trained), *_references(table, rows), "Stronger to the right", where]
 
 
 def _depth_caption(facts: MetricFacts, rows: pd.DataFrame) -> str:

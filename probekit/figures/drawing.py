@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from probekit.errors import InputError, near_names
-from probekit.figures.curves import plot_depth, plot_few_shot
+from probekit.figures.curves import plot_depth, plot_few_shot, plot_strengths
 from probekit.figures.layers import plot_layers
 from probekit.figures.matrices import plot_class_recall, plot_targets
 from probekit.figures.style import Prints
@@ -23,6 +23,7 @@ KINDS: dict[str, Callable[..., Figure]] = {
     "class_recall": plot_class_recall,
     "targets": plot_targets,
     "layers": plot_layers,
+    "strengths": plot_strengths,
 }
 # Metrics drawn against depth, most telling first.
 DEPTH_METRICS = ("accuracy", "mean_ap", "r2", "bits", "knn_accuracy", "accuracy_equal_d", "calibration_error")
@@ -39,9 +40,9 @@ def draw(table: ResultTable, kind: str = "depth", **settings: Any) -> Figure:  #
 
     Args:
         table: What to draw.
-        kind: ``depth``, ``few_shot``, ``class_recall``, ``targets`` or ``layers``.
-        **settings: Passed to ``plot_depth``, ``plot_few_shot``, ``plot_class_recall``, ``plot_targets`` or
-            ``plot_layers``.
+        kind: ``depth``, ``few_shot``, ``class_recall``, ``targets``, ``layers`` or ``strengths``.
+        **settings: Passed to ``plot_depth``, ``plot_few_shot``, ``plot_class_recall``, ``plot_targets``,
+            ``plot_layers`` or ``plot_strengths``.
 
     Raises:
         InputError: If the kind is unknown or the table lacks its rows.
@@ -79,6 +80,29 @@ def draw_geometry(table: ResultTable) -> dict[str, Figure]:
     for metric in GEOMETRY_METRICS:
         rows = frame[frame["metric"] == metric]
         if len(rows) and not rows["model"].isin(set(table.controls)).all() and _has_depth(rows):
+            figures[f"depth-{metric}"] = plot_depth(table, metric)
+    return figures
+
+
+def draw_invariance(table: ResultTable) -> dict[str, Figure]:
+    """Draw each perturbation's share of the variance against depth, and strength curves, by data set.
+
+    Returns:
+        Name → figure; names serve as file names.
+    """
+    frame = table.frame[table.frame["value"].notna()]
+    names = [str(name) for name in frame["data"].unique()]
+    figures: dict[str, Figure] = {}
+    for name in names:
+        part = table.where(data=name) if name else table.where(data=None)
+        prefix = f"{safe_name(name)}-" if len(names) > 1 else ""
+        known = set(part.frame.loc[part.frame["value"].notna(), "metric"])
+        if "perturbation_variance" in known:
+            figures[f"{prefix}depth-perturbation_variance"] = plot_depth(part, "perturbation_variance")
+        if "whitened_cosine" in known:
+            figures[f"{prefix}strengths-whitened_cosine"] = plot_strengths(part)
+    for metric in ("lidar", "target_invariance"):
+        if bool((frame["metric"] == metric).any()):
             figures[f"depth-{metric}"] = plot_depth(table, metric)
     return figures
 

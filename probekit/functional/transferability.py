@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from probekit.errors import InputError
 from probekit.functional.arguments import FloatArray, IntArray
@@ -57,6 +58,10 @@ class Whitening:
         above, below = (1 - 2 / d) * square + trace**2, (n + 1 - 2 / d) * (square - trace**2 / d)
         rho = 1.0 if below <= 0 else min(1.0, above / below)
         return cls(axes, (1 - rho) * values + rho * trace / d, float(rho), values[::-1])
+
+    def whiten(self, centred: ArrayLike) -> FloatArray:
+        """Return S^(−1/2)·x, in the axes of the covariance, of (N, D) rows less their mean."""
+        return np.asarray(np.asarray(centred) @ self.axes / np.sqrt(self.variances))
 
     def between(self, moments: Moments) -> float:
         """Return tr(Σ_T⁻¹ Σ_B) with Σ_B = Σ_c n_c/N (μ_c − μ)(μ_c − μ)ᵀ; the labels may be permuted."""

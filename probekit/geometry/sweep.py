@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from probekit.data.images import ImageSet
 from probekit.data.targets import GROUP, Target
-from probekit.errors import FeatureError, InputError, near_names
-from probekit.features.comparison import Comparison
+from probekit.errors import FeatureError, InputError
+from probekit.features.comparison import SPLITS, Comparison, find_class_target
 from probekit.features.streaming import BATCH_SIZE, stream
 from probekit.functional.moments import Moments
 from probekit.probes.protocol import Protocol, Roles, assign_roles
@@ -26,7 +26,6 @@ CELL_FORMAT = 1
 MOST_GRID = 4
 # Layout → places of height and width in the shape of an image's activation.
 _SIDES = {"NCHW": (1, 2), "NHWC": (0, 1)}
-SPLITS = {"yes": "seen", "no": "unseen", "unknown": "unknown"}
 
 
 def measure_geometry(
@@ -93,7 +92,12 @@ def measure_geometry(
     comparison = Comparison.open("geometry", models, data, random=random, store=store)
     names = {images.name: class_target(images, target) for images in comparison.sets}
     roles = {images.name: _roles(images, names[images.name], seed) for images in comparison.sets}
-    read = {"dtype": dtype, "precision": precision, "batch_size": batch_size, "device": device}
+    read: dict[str, Any] = {
+        "dtype": dtype,
+        "precision": precision,
+        "batch_size": batch_size,
+        "device": device,
+    }
     tables, features = [], {}
     for images in comparison.sets:
         found = features[images.name] = comparison.read(images, taps, **read)
@@ -177,16 +181,10 @@ def class_target(images: ImageSet, target: str | None) -> str:
     Raises:
         InputError: If there is none, or none of that name.
     """
-    known = [name for kind in ("class", GROUP) for name, one in images.targets.items() if one.kind == kind]
-    if target is None and known:
-        return known[0]
-    if target in known:
-        return str(target)
-    if not known:
+    name = find_class_target(images, target)
+    if name is None:
         raise InputError(f"a class target in {images.name}", "none", "Open it with class folders or labels")
-    raise InputError(
-        f"a class target of {images.name}", repr(target), f"The nearest are {near_names(str(target), known)}"
-    )
+    return name
 
 
 def _factors(images: ImageSet, wanted: bool) -> dict[str, Target]:

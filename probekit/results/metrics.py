@@ -310,6 +310,52 @@ METRICS: dict[str, MetricFacts] = {
         " inside classes: 0 is nothing. Low means invariance to that factor, or a readout that cannot "
         "show it.",
     ),
+    "whitened_cosine": MetricFacts(
+        "Whitened cosine",
+        "",
+        None,
+        -1.0,
+        1.0,
+        "Between an image and its changed copy, features whitened by all images: 1 is full invariance to "
+        "the change, the null is that of other images. A layer that ignores everything carries nothing: "
+        "read it beside the probes.",
+    ),
+    "mahalanobis": MetricFacts(
+        "Mahalanobis distance",
+        "",
+        None,
+        0.0,
+        None,
+        "Between an image and its changed copy, in units of how features vary between images; about √(2D) "
+        "for two unrelated images.",
+    ),
+    "perturbation_variance": MetricFacts(
+        "Variance made by the perturbation",
+        "",
+        None,
+        None,
+        1.0,
+        "Share of the features' variance over images and strengths that lies between copies of one image: "
+        "0 is invariance, 1 means that images can no longer be told apart.",
+    ),
+    "lidar": MetricFacts(
+        "LiDAR",
+        "",
+        None,
+        1.0,
+        None,
+        "Number of directions in which images differ by more than their changed copies do; at most the "
+        "number of images less one, so it is compared at equal numbers only.",
+    ),
+    "target_invariance": MetricFacts(
+        "Firing share of the best units",
+        "",
+        None,
+        0.0,
+        1.0,
+        "How often the best units of a class fire for its held-out images, whatever is done to them, when "
+        "each unit fires as often over all images as the class occurs. The null permutes the classes.",
+    ),
     "cka": MetricFacts(
         "Linear CKA",
         "",

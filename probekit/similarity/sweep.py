@@ -80,7 +80,12 @@ def measure_similarity(
     }
     chosen = SimilaritySettings(subsample, pairwise, groups, permutations, k, seed)
     comparison = Comparison.open("similarity", models, data, random=random, store=store)
-    read = {"dtype": dtype, "precision": precision, "batch_size": batch_size, "device": device}
+    read: dict[str, Any] = {
+        "dtype": dtype,
+        "precision": precision,
+        "batch_size": batch_size,
+        "device": device,
+    }
     tables, features = [], {}
     for images in comparison.sets:
         found = features[images.name] = comparison.read(images, taps, **read)

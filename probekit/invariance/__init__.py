@@ -1,0 +1,1 @@
+"""Which changes of an image a layer ignores: strength curves, variance, units."""
