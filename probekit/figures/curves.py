@@ -198,8 +198,13 @@ def _draw_bands(
     for band in bands:
         colour = looks[band.model].colour if band.model else grey
         fade = 0.10 if band.model else 0.20
-        axes.fill_between(band.x, band.low, band.high, color=colour, alpha=fade, linewidth=0, zorder=1)
-        axes.plot(band.x, band.mean, linestyle=dashes, color=colour, linewidth=1.2, zorder=1.5)
+        if len(band.x) == 1:
+            # A line of one point cannot be seen.
+            axes.axhspan(band.low[0], band.high[0], color=colour, alpha=fade, linewidth=0, zorder=1)
+            axes.axhline(band.mean[0], linestyle=dashes, color=colour, linewidth=1.2, zorder=1.5)
+        else:
+            axes.fill_between(band.x, band.low, band.high, color=colour, alpha=fade, linewidth=0, zorder=1)
+            axes.plot(band.x, band.mean, linestyle=dashes, color=colour, linewidth=1.2, zorder=1.5)
         handles[style.plain(band.label)] = Line2D([], [], color=grey, linestyle=dashes, linewidth=1.2)
     return handles
 

@@ -20,6 +20,8 @@ from probekit.functional.spectrum import effective_rank
 
 # LiDAR's δ, here relative to the mean variance inside images.
 LIDAR_DELTA = 1e-4
+# Variance below this share of the total is rounding.
+_ROUNDING = 1e-12
 # Units of a target: ten, or an eighth of few; images of a class in each half.
 TOP_UNITS = 10
 _TOP_SHARE = 8
@@ -120,7 +122,8 @@ def lidar(images: Moments, delta: float = LIDAR_DELTA) -> float:
     """
     within = images.within_scatter / max(images.count - len(images.counts), 1)
     size = float(np.trace(within)) / len(within)
-    if (images.counts > 0).sum() < 2 or size <= 0:
+    total = float(np.trace(images.total_scatter)) / images.count / len(within)
+    if (images.counts > 0).sum() < 2 or size <= _ROUNDING * total:
         return float("nan")
     values = eigh(
         images.between_scatter / images.count, within + delta * size * np.eye(len(within)), eigvals_only=True
@@ -210,13 +213,14 @@ def _halves(labels: IntArray, n_classes: int, stream: np.random.Generator) -> In
 def _score_units(x: AnyFloats, y: IntArray, choosing: NDArray[np.bool_], classes: IntArray) -> FloatArray:
     """Return (2, C) firing shares, of a class's views and of all, of units chosen in the other half."""
     ordered, scored = np.sort(x[choosing], axis=0), x[~choosing]
+    fallen = -ordered[::-1]
     top = top_units(x.shape[1])
     found = np.empty((2, len(classes)))
     for place, one in enumerate(classes):
         of_class, scored_class = y[choosing] == one, y[~choosing] == one
-        rank = min(max(1, round(of_class.mean() * len(ordered))), len(ordered) - 1)
+        share = float(of_class.mean())
         best = []
-        for sign, threshold in ((1, ordered[-rank - 1]), (-1, -ordered[rank])):
+        for sign, threshold in ((1, _exceeded(ordered, share)), (-1, _exceeded(fallen, share))):
             rate = (sign * x[choosing][of_class] > threshold).mean(axis=0)
             best += [
                 (rate[unit], sign, unit, threshold[unit]) for unit in np.argsort(-rate, kind="stable")[:top]
@@ -225,3 +229,14 @@ def _score_units(x: AnyFloats, y: IntArray, choosing: NDArray[np.bool_], classes
         fires = np.stack([sign * scored[:, unit] > threshold for _, sign, unit, threshold in best])
         found[:, place] = fires[:, scored_class].mean(), fires.mean()
     return found
+
+
+def _exceeded(ordered: AnyFloats, share: float) -> AnyFloats:
+    """Return what new rows exceed with this probability on average, of each column of ascending rows.
+
+    A new value exceeds the k-th largest of n with probability k/(n + 1): Weibull's plotting position.
+    """
+    n = len(ordered)
+    k = min(max(share * (n + 1), 1.0), n - 1e-9)
+    place, part = n - int(k), k - int(k)
+    return np.asarray((1 - part) * ordered[place] + part * ordered[place - 1])
