@@ -11,3 +11,4 @@ from probekit.figures.drawing import save_figures as save_figures
 from probekit.figures.layers import plot_layers as plot_layers
 from probekit.figures.matrices import plot_class_recall as plot_class_recall
 from probekit.figures.matrices import plot_targets as plot_targets
+from probekit.figures.relation import plot_relation as plot_relation

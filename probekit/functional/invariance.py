@@ -212,8 +212,8 @@ def _halves(labels: IntArray, n_classes: int, stream: np.random.Generator) -> In
 
 def _score_units(x: AnyFloats, y: IntArray, choosing: NDArray[np.bool_], classes: IntArray) -> FloatArray:
     """Return (2, C) firing shares, of a class's views and of all, of units chosen in the other half."""
-    ordered, scored = np.sort(x[choosing], axis=0), x[~choosing]
-    fallen = -ordered[::-1]
+    chosen, scored = x[choosing], x[~choosing]
+    ordered, fallen = _sorted(chosen), _sorted(-chosen)
     top = top_units(x.shape[1])
     found = np.empty((2, len(classes)))
     for place, one in enumerate(classes):
@@ -221,7 +221,7 @@ def _score_units(x: AnyFloats, y: IntArray, choosing: NDArray[np.bool_], classes
         share = float(of_class.mean())
         best = []
         for sign, threshold in ((1, _exceeded(ordered, share)), (-1, _exceeded(fallen, share))):
-            rate = (sign * x[choosing][of_class] > threshold).mean(axis=0)
+            rate = (sign * chosen[of_class] > threshold).mean(axis=0)
             best += [
                 (rate[unit], sign, unit, threshold[unit]) for unit in np.argsort(-rate, kind="stable")[:top]
             ]
@@ -231,7 +231,11 @@ def _score_units(x: AnyFloats, y: IntArray, choosing: NDArray[np.bool_], classes
     return found
 
 
-def _exceeded(ordered: AnyFloats, share: float) -> AnyFloats:
+def _sorted(rows: AnyFloats) -> FloatArray:
+    return np.asarray(np.sort(rows, axis=0), np.float64)
+
+
+def _exceeded(ordered: FloatArray, share: float) -> FloatArray:
     """Return what new rows exceed with this probability on average, of each column of ascending rows.
 
     A new value exceeds the k-th largest of n with probability k/(n + 1): Weibull's plotting position.
