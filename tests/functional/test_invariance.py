@@ -145,6 +145,8 @@ def test_a_unit_that_falls_for_a_class_counts_as_one_that_rises():
         -x[:, :4], labels, images, n_classes=4, width=4, stream=np.random.default_rng(0)
     )
     assert found.by_class.mean() == pytest.approx(1)
+    # All views of the class and no others.
+    assert found.by_chance.mean() == pytest.approx(0.25, abs=0.03)
 
 
 def test_choosing_and_scoring_on_other_halves_keeps_noise_at_chance():
