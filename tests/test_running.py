@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,11 @@ def test_an_incomplete_analysis_file_is_refused(tmp_path: Path):
     path.write_text("PLAN = None\n")
     with pytest.raises(InputError, match="run, draw, smoke"):
         load_analysis(path)
+
+
+def test_an_analysis_imports_what_lies_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "beside_it.py").write_text("ANSWER = 42\n")
+    path = tmp_path / "asking.py"
+    path.write_text("from beside_it import ANSWER\nPLAN = run = draw = smoke = ANSWER\n")
+    assert load_analysis(path).PLAN == 42

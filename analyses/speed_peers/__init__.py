@@ -1,0 +1,1 @@
+"""Peers of the speed analysis, a script each, and how they race."""
