@@ -7,8 +7,8 @@ import importlib.util
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,6 +30,7 @@ from probekit.data.images import ImageSet
 from probekit.data.readers import open_images
 from probekit.errors import InputError, LayoutUnknown, StoreDamaged, StoreTooBig
 from probekit.features.features import Features
+from probekit.features.passes import Pass, choose_passes, find_passes
 from probekit.features.statistics import RECALIBRATION_IMAGES, recalibrated
 from probekit.features.store import (
     CHUNK_BATCHES,
@@ -53,9 +54,8 @@ from probekit.progress import progress_bar
 from probekit.version import __version__
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from probekit.backbones.backbone import Backbone
+    from probekit.features.trial import Trial
     from probekit.taps.tap import Tap
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,9 @@ def extract(
             first batch, stands in its facts as ``relative_error``.
         engine: ``eager``, the plain forward pass; ``fused``, with batch norm folded and convolutions packed,
             refused unless it gives what the plain one gives to 1e-5; ``auto``, the faster of the two by a
-            short trial where the run is long enough to be worth one. A store that exists keeps its own.
+            short trial where the run is long enough to be worth one. A store that exists keeps its own; a
+            tap that comes later and cannot be proven fused is read by the plain pass, and says so in
+            ``provenance["engine"]``.
         batch_size: Images a forward pass; a store that exists keeps its own.
         device: Where to compute; None chooses.
 
@@ -197,7 +199,7 @@ def _compute(
     wanted: _Wanted,
 ) -> tuple[Path, list[Tap]]:
     """Run the missing taps, all in one pass, and return where everything lies."""
-    from probekit.features.trial import precision_errors
+    from probekit.features.trial import Trial
     from probekit.taps.layers import resolve_taps, tap_facts
 
     resolved = resolve_taps(backbone, taps)
@@ -211,32 +213,55 @@ def _compute(
                 "Tap the block around it, or read it with `record`",
             )
     keep_freed_memory()
-    engine = _decide(backbone, images, resolved, folder, key, wanted)
+    trial = cache(lambda size: Trial(backbone, lambda: first_batch(backbone, images, size)))
+    engine = _decide(trial(wanted.batch_size), images, resolved, folder, key, wanted)
     place = store_place(folder, key)
     folders = {tap: TapFolder.of(place, str(tap), wanted.dtype) for tap in resolved}
     missing = [tap for tap in resolved if folders[tap].values(len(images)) is None]
     if missing:
         _check_engine(engine, _facts_here(backbone, engine), place)
-        first = cache(lambda: first_batch(backbone, images, engine["batch_size"]))
-        narrow = engine["precision"] != "float32" and [tap for tap in missing if not folders[tap].facts()]
-        errors = precision_errors(backbone, narrow, engine, first) if narrow else {}
-        for tap in missing:
-            declared = {
-                "tap": str(tap),
-                "dtype": wanted.dtype,
-                "axes": axes[tap]["axes"],
-                "shape": list(axes[tap]["readout_shape"]),
-            }
-            if tap in errors:
-                declared["relative_error"] = errors[tap]
-            folders[tap].declare(declared, engine["batch_size"])
-        _check_room([folders[tap] for tap in missing], len(images), folder)
-        _run(backbone, images, {tap: folders[tap] for tap in missing}, engine, first)
+        here = trial(engine["batch_size"])
+        with torch_threads(engine["threads"]) if engine["threads"] else nullcontext():
+            _declare(here, folders, axes, engine, wanted)
+            due = {tap: folders[tap] for tap in missing}
+            _check_room(list(due.values()), len(images), folder)
+            for one, taps_of_it in find_passes(due, engine["path"]).items():
+                _run(here, images, {tap: due[tap] for tap in taps_of_it}, one, engine)
     return place, resolved
 
 
+def _declare(
+    trial: Trial,
+    folders: Mapping[Tap, TapFolder],
+    axes: Mapping[Tap, Mapping[str, Any]],
+    engine: Mapping[str, Any],
+    wanted: _Wanted,
+) -> None:
+    """Write down what taps are that were never asked for before, and which pass reads them."""
+    from probekit.features.trial import precision_errors
+
+    new = [tap for tap, one in folders.items() if one.facts() is None]
+    passes = choose_passes(trial, folders, new, engine["path"], insist=wanted.engine == "fused")
+    errors: dict[Tap, float] = {}
+    if engine["precision"] != "float32":
+        for one in dict.fromkeys(passes.values()):
+            errors |= precision_errors(trial, one.taps, {**engine, "path": one.path})
+    for tap in new:
+        declared = {
+            "tap": str(tap),
+            "dtype": wanted.dtype,
+            "axes": axes[tap]["axes"],
+            "shape": list(axes[tap]["readout_shape"]),
+        }
+        if engine["path"] == "fused":
+            declared["pass"] = passes[tap].facts()
+        if tap in errors:
+            declared["relative_error"] = errors[tap]
+        folders[tap].declare(declared, engine["batch_size"])
+
+
 def _decide(
-    backbone: Backbone,
+    trial: Trial,
     images: ImageSet,
     taps: Sequence[Tap],
     folder: Path,
@@ -248,14 +273,14 @@ def _decide(
 
     manifest = store_place(folder, key) / "manifest.json"
     if not manifest.exists():
-        path = wanted.engine
+        path, device = wanted.engine, trial.backbone.device
         if path == "auto":
-            facts = engine_facts(backbone.device, wanted.batch_size, path="auto", precision=wanted.precision)
-            path = choose_path(
-                backbone, taps, facts, -(-len(images) // wanted.batch_size),
-                lambda: first_batch(backbone, images, wanted.batch_size), folder / "trials",
-            )  # fmt: skip
-        engine = engine_facts(backbone.device, wanted.batch_size, path=path, precision=wanted.precision)
+            facts = engine_facts(device, wanted.batch_size, path="auto", precision=wanted.precision)
+            batches = -(-len(images) // wanted.batch_size)
+            path = choose_path(trial, taps, facts, batches, folder / "trials")
+        elif path == "fused":
+            trial.fused(taps)  # a refusal leaves nothing behind
+        engine = engine_facts(device, wanted.batch_size, path=path, precision=wanted.precision)
         index = pd.DataFrame({"id": images.ids, "split": images.splits})
         open_store(folder, key, engine, index)
     # What stands there may be the decision of another process that was faster.
@@ -269,33 +294,29 @@ def _facts_here(backbone: Backbone, engine: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _run(
-    backbone: Backbone,
-    images: ImageSet,
-    folders: Mapping[Tap, TapFolder],
-    engine: Mapping[str, Any],
-    first: Callable[[], Tensor],
+    trial: Trial, images: ImageSet, folders: Mapping[Tap, TapFolder], one: Pass, engine: Mapping[str, Any]
 ) -> None:
-    """Compute this process's share of the rows that some tap still misses."""
+    """Compute this process's share of the rows that some tap of a pass still misses."""
     from probekit.features.trial import open_forward
 
-    number, ranks = rank()
+    backbone, (number, ranks) = trial.backbone, rank()
     with ExitStack() as stack:
-        if engine["threads"]:
-            stack.enter_context(torch_threads(engine["threads"]))
         writers = {
-            tap: stack.enter_context(PartWriter(one, len(images), number)) for tap, one in folders.items()
+            tap: stack.enter_context(PartWriter(folder, len(images), number))
+            for tap, folder in folders.items()
         }
         # Whole chunks go to a rank; a tap that is ahead of the others skips the batches it has.
         chunks = divide(np.arange(len(images)), CHUNK_BATCHES * engine["batch_size"])[number::ranks]
         batches = [batch for chunk in chunks for batch in divide(chunk, engine["batch_size"])]
-        due = [rows for rows in batches if any(one.wants(int(rows[0])) for one in writers.values())]
+        due = [rows for rows in batches if any(writer.wants(int(rows[0])) for writer in writers.values())]
         if not due:
             return
-        forward = stack.enter_context(open_forward(backbone, list(folders), engine, first))
+        # All of the pass, though some may be finished: the last bits may depend on what is read.
+        forward = stack.enter_context(open_forward(trial, one.taps, {**engine, "path": one.path}))
         label = f"{backbone.name} on {images.name}" + (f", rank {number}" if ranks > 1 else "")
         bar = stack.enter_context(progress_bar(sum(map(len, batches)), label, "img"))
         bar.update(sum(map(len, batches)) - sum(map(len, due)))
-        waiting, channels_last = Waiting(), engine["path"] == "fused"
+        waiting, channels_last = Waiting(), one.path == "fused"
         for rows, values in read_batches(
             backbone, images, forward, due, waiting, channels_last=channels_last
         ):
@@ -382,12 +403,6 @@ def _open_all(folder: Path, known: Mapping[str, Any], images: ImageSet) -> dict[
     """Open the features of a request; taps whose parts are not all there are left out."""
     place = folder / "features" / known["place"]
     manifest = read_facts(place / "manifest.json")
-    provenance = {
-        "key": place.name,
-        "engine": manifest["engine"],
-        "weights": manifest["key"]["weights"],
-        "model": known["model"],
-    }
     opened = {}
     for facts in known["taps"]:
         tap = facts["tap"]
@@ -396,6 +411,13 @@ def _open_all(folder: Path, known: Mapping[str, Any], images: ImageSet) -> dict[
         if declared is not None and values is not None:
             if "relative_error" in declared:
                 facts = {**facts, "relative_error": declared["relative_error"]}
+            path = declared.get("pass", manifest["engine"])["path"]
+            provenance = {
+                "key": place.name,
+                "engine": {**manifest["engine"], "path": path},
+                "weights": manifest["key"]["weights"],
+                "model": known["model"],
+            }
             opened[tap] = Features(
                 values, declared["axes"], images.ids, images.splits, images.targets, tap, facts, provenance
             )

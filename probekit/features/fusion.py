@@ -33,6 +33,8 @@ _BOUNDED = {aten.hardtanh.default: (-1.0, 1.0), aten.relu6.default: (0.0, 6.0)}
 
 Forward = Callable[[Tensor], "dict[Tap, Tensor]"]
 
+PLAIN_INSTEAD = "Read it with engine=eager, in another store if the fused pass was begun in this one"
+
 
 def fuse(
     backbone: Backbone, taps: Sequence[Tap], example: Tensor, *, precision: torch.dtype = torch.float32
@@ -116,7 +118,7 @@ def _trace(backbone: Backbone, taps: Sequence[Tap], example: Tensor) -> fx.Graph
         raise FusionImpossible(
             "a network that torch.export can trace",
             f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
-            "Read it with engine=eager, in another store if this one was begun otherwise",
+            PLAIN_INSTEAD,
         ) from error
     assert isinstance(traced, fx.GraphModule)
     return traced
@@ -148,7 +150,7 @@ def _undo_operations_in_place(graph: fx.Graph) -> None:
             raise FusionImpossible(
                 "operations in place whose input is not read again",
                 str(target),
-                "Read it with engine=eager, in another store if this one was begun otherwise",
+                PLAIN_INSTEAD,
             )
         node.target = free
 

@@ -4,7 +4,7 @@ Layout, each file written to a temporary name and moved into place::
 
     STORE/features/<key>/manifest.json        what the features depend on, and the engine that makes them
     STORE/features/<key>/index.parquet        ids and splits, in row order
-    STORE/features/<key>/<tap>/tap.json       shape, dtype, part length, facts of the tap
+    STORE/features/<key>/<tap>/tap.json       shape, dtype, part length, in a fused store the tap's pass
     STORE/features/<key>/<tap>/part-00000.npy whole batches of rows
     STORE/features/<key>/<tap>/journal.jsonl  one line a finished part, with its checksum; one journal a rank
 

@@ -60,7 +60,7 @@ def stream(
         FusionImpossible: If the fused pass is asked for and does not give what the plain one gives.
         ImageUnreadable: If an image cannot be decoded.
     """
-    from probekit.features.trial import open_forward
+    from probekit.features.trial import Trial, open_forward
     from probekit.taps.layers import resolve_taps
 
     if engine not in ("eager", "fused"):
@@ -68,9 +68,8 @@ def stream(
     resolved = resolve_taps(backbone, taps)
     batches = divide(np.arange(start, len(images)), batch_size)
     facts = engine_facts(backbone.device, batch_size, path=engine)
-    with open_forward(
-        backbone, resolved, facts, lambda: first_batch(backbone, images, batch_size)
-    ) as forward:
+    trial = Trial(backbone, lambda: first_batch(backbone, images, batch_size))
+    with open_forward(trial, resolved, facts) as forward:
         for rows, values in read_batches(backbone, images, forward, batches, channels_last=engine == "fused"):
             yield images.ids[rows], values
 

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from probekit.errors import FusionImpossible
-from probekit.features.fusion import Forward, fuse
+from probekit.features.fusion import PLAIN_INSTEAD, Forward, fuse
 from probekit.files import digest_json, read_json, write_json
 from probekit.taps.record import record
 
@@ -34,13 +35,51 @@ _ROUNDS = 3
 _CLEARLY = 0.97
 
 
+class Trial:
+    """The first batch of an extraction, and the fused passes that were proven on it, each traced once.
+
+    Args:
+        backbone: A frozen backbone.
+        first: Makes the first prepared batch; asked once at most.
+    """
+
+    def __init__(self, backbone: Backbone, first: Callable[[], Tensor]) -> None:
+        self.backbone = backbone
+        self._first = first
+        self._fused: dict[tuple[Sequence[Tap], torch.dtype], Forward] = {}
+
+    @cached_property
+    def batch(self) -> Tensor:
+        """The first prepared batch."""
+        return self._first()
+
+    def fused(self, taps: Sequence[Tap], precision: torch.dtype = torch.float32) -> Forward:
+        """Return the fused pass of taps, which float32 has proven right.
+
+        Raises:
+            FusionImpossible: If fusion is impossible, or off by more than ``TOLERANCE`` at some tap.
+        """
+        key = tuple(taps), precision
+        if key not in self._fused:
+            if precision is torch.float32:
+                self._fused[key] = _proven(self.backbone, taps, self.batch)
+            else:
+                self.fused(taps)
+                self._fused[key] = fuse(self.backbone, taps, self.batch, precision=precision)
+        return self._fused[key]
+
+    def proven_path(self, taps: Sequence[Tap]) -> str:
+        """Return ``fused`` if that pass is right for these weights and taps; else ``eager``, and say why."""
+        try:
+            self.fused(taps)
+        except FusionImpossible as error:
+            log.info("%s is read by the plain forward pass: %s", self.backbone.name, error)
+            return "eager"
+        return "fused"
+
+
 def choose_path(
-    backbone: Backbone,
-    taps: Sequence[Tap],
-    engine: Mapping[str, Any],
-    batches: int,
-    first: Callable[[], Tensor],
-    memo: Path,
+    trial: Trial, taps: Sequence[Tap], engine: Mapping[str, Any], batches: int, memo: Path
 ) -> str:
     """Return ``eager`` or ``fused``: whichever was faster on the first batch, if fusion is proven right.
 
@@ -48,43 +87,35 @@ def choose_path(
     compared, such as three random draws, take the same path; but fusion is proven for each anew.
 
     Args:
-        backbone: A frozen backbone.
+        trial: The backbone and its first batch.
         taps: Resolved taps.
         engine: What ``engine_facts`` says but for the path.
         batches: How many there are.
-        first: Makes the first prepared batch.
         memo: Folder of remembered decisions.
     """
     if batches < WORTH_BATCHES:
         return "eager"
+    backbone = trial.backbone
     known = [backbone.arch, backbone.code, backbone.preprocessing.facts(), [str(tap) for tap in taps]]
     place = memo / f"{digest_json([*known, dict(engine)])[:24]}.json"
     if not place.exists():
-        found = _try_paths(backbone, taps, first(), batches)
+        found = _try_paths(trial, taps, batches)
         if found is None:
             return "eager"
         write_json(place, found)
         return str(found["path"])
     decided: dict[str, Any] = read_json(place)
-    return str(decided["path"]) if decided["path"] != "fused" else _proven_path(backbone, taps, first())
+    # The decision was made with other weights.
+    return trial.proven_path(taps) if decided["path"] == "fused" else str(decided["path"])
 
 
-def _proven_path(backbone: Backbone, taps: Sequence[Tap], batch: Tensor) -> str:
-    """Return ``fused`` if it is right for these weights as well: the decision was made with others."""
-    try:
-        _proven(backbone, taps, batch)
-    except FusionImpossible as error:
-        log.info("%s is read by the plain forward pass: %s", backbone.name, error)
-        return "eager"
-    return "fused"
-
-
-def _try_paths(backbone: Backbone, taps: Sequence[Tap], batch: Tensor, batches: int) -> dict[str, Any] | None:
+def _try_paths(trial: Trial, taps: Sequence[Tap], batches: int) -> dict[str, Any] | None:
     """Time both passes in turn; None where there is too little to do for a trial."""
+    backbone, batch = trial.backbone, trial.batch
     if _seconds(eager := _plain(backbone, taps), batch) * batches < WORTH_S:
         return None
     try:
-        fused = _proven(backbone, taps, batch)
+        fused = trial.fused(taps)
     except FusionImpossible as error:
         log.info("%s is read by the plain forward pass: %s", backbone.name, error)
         return {"path": "eager", "reason": str(error)}
@@ -96,16 +127,13 @@ def _try_paths(backbone: Backbone, taps: Sequence[Tap], batch: Tensor, batches: 
 
 
 @contextmanager
-def open_forward(
-    backbone: Backbone, taps: Sequence[Tap], engine: Mapping[str, Any], first: Callable[[], Tensor]
-) -> Iterator[Forward]:
+def open_forward(trial: Trial, taps: Sequence[Tap], engine: Mapping[str, Any]) -> Iterator[Forward]:
     """Yield the forward pass an engine names.
 
     Args:
-        backbone: A frozen backbone.
+        trial: The backbone, and the first batch, on which fusion is proven.
         taps: Resolved taps.
         engine: ``path`` and ``precision`` count.
-        first: Makes the first prepared batch, on which fusion is proven.
 
     Raises:
         FusionImpossible: If the path is ``fused`` and fusion is impossible, or off by more than
@@ -113,11 +141,9 @@ def open_forward(
     """
     precision = PRECISIONS[engine["precision"]]
     if engine["path"] == "fused":
-        batch = first()
-        fused = _proven(backbone, taps, batch)
-        yield fused if precision is torch.float32 else fuse(backbone, taps, batch, precision=precision)
+        yield trial.fused(taps, precision)
         return
-    with record(backbone, taps) as run:
+    with record(trial.backbone, taps) as run:
         if precision is torch.float32:
             yield run
             return
@@ -129,14 +155,11 @@ def open_forward(
         yield narrowed
 
 
-def precision_errors(
-    backbone: Backbone, taps: Sequence[Tap], engine: Mapping[str, Any], first: Callable[[], Tensor]
-) -> dict[Tap, float]:
+def precision_errors(trial: Trial, taps: Sequence[Tap], engine: Mapping[str, Any]) -> dict[Tap, float]:
     """Return what the precision costs each tap: ‖narrow − float32‖ / ‖float32‖ over the first batch."""
-    batch = first()
-    reference = _plain(backbone, taps)(batch)
-    with open_forward(backbone, taps, engine, lambda: batch) as forward:
-        return relative_errors(forward(batch), reference)
+    reference = _plain(trial.backbone, taps)(trial.batch)
+    with open_forward(trial, taps, engine) as forward:
+        return relative_errors(forward(trial.batch), reference)
 
 
 def relative_errors(found: Mapping[Tap, Tensor], reference: Mapping[Tap, Tensor]) -> dict[Tap, float]:
@@ -168,14 +191,14 @@ def _proven(backbone: Backbone, taps: Sequence[Tap], batch: Tensor) -> Forward:
         raise FusionImpossible(
             "a fused forward pass that runs",
             str(error).splitlines()[0],
-            "Read it with engine=eager, in another store if this one was begun otherwise",
+            PLAIN_INSTEAD,
         ) from error
     for tap, off in relative_errors(found, reference).items():
         # Written so that NaN fails, too.
         if not off <= TOLERANCE:
             raise FusionImpossible(
                 f"a relative error of at most {TOLERANCE:g} at every tap", f"{off:.2g} at {tap}",
-                "Read it with engine=eager, in another store if this one was begun otherwise",
+                PLAIN_INSTEAD,
             )  # fmt: skip
     return fused
 

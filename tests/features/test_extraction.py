@@ -36,9 +36,9 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The taps of every pass over the images."""
     seen: list[list[str]] = []
 
-    def counted(backbone, taps, *others):
+    def counted(trial, taps, engine):
         seen.append([str(tap) for tap in taps])
-        return open_forward(backbone, taps, *others)
+        return open_forward(trial, taps, engine)
 
     monkeypatch.setattr(trial, "open_forward", counted)
     return seen

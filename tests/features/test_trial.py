@@ -44,9 +44,9 @@ def test_the_decision_is_obeyed_by_taps_that_come_later(tmp_path: Path, monkeypa
     backbone, data, paths = small_backbone(), images(), []
     original = trial.open_forward
 
-    def watched(backbone, taps, engine, first):
+    def watched(trial, taps, engine):
         paths.append(engine["path"])
-        return original(backbone, taps, engine, first)
+        return original(trial, taps, engine)
 
     monkeypatch.setattr(trial, "open_forward", watched)
     extract(backbone, data, "3|gap", store=tmp_path, engine="fused", batch_size=16)
@@ -106,6 +106,22 @@ def test_a_pass_that_is_off_is_never_used(tmp_path: Path, monkeypatch: pytest.Mo
     assert engine_of(tmp_path / "auto")["path"] == "eager"
     with pytest.raises(FusionImpossible, match="relative error"):
         extract(small_backbone(), images(), TAPS, store=tmp_path / "asked", engine="fused")
+    assert not (tmp_path / "asked" / "features").exists()
+
+
+def test_fusion_is_traced_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    traced = []
+
+    def counted(backbone, taps, batch, **precision):
+        traced.append(taps)
+        return fusion.fuse(backbone, taps, batch, **precision)
+
+    monkeypatch.setattr(trial, "fuse", counted)
+    monkeypatch.setattr(trial, "_seconds", lambda one, _: 0.5 if one.__module__ == fusion.__name__ else 1.0)
+    monkeypatch.setattr(trial, "WORTH_S", 5.0)
+    extract(small_backbone(), images(64), TAPS, store=tmp_path, batch_size=4)
+    assert engine_of(tmp_path)["path"] == "fused"
+    assert len(traced) == 1
 
 
 @pytest.mark.parametrize("engine", ["eager", "fused"])
