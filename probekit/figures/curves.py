@@ -58,13 +58,14 @@ def plot_depth(
             _shade_levels(place, own)
             lines = series.curves(table, own)
             handles |= _draw_bands(place, series.null_bands(lines), table, "--")
-            handles |= _draw_bands(place, series.random_bands(table, own), table, ":")
+            randoms = series.random_bands(table, own)
+            handles |= _draw_bands(place, randoms, table, ":")
             handles |= _draw_curves(place, lines, table)
             _label_depth(place, own, last_row=i + COLUMNS >= len(pairs))
             place.set_title(_title(pairs, name, one))
             if i % COLUMNS == 0:
                 place.set_ylabel(_wrapped(facts.axis))
-            _limit(place, lines, series.random_bands(table, own), metric, facts)
+            _limit(place, lines, randoms, metric, facts)
         _finish(figure, handles, _depth_notes(table, rows, metric))
     return style.finish(figure, _depth_caption(facts, rows))
 

@@ -97,6 +97,7 @@ def _context(
 ) -> dict[str, Any]:
     blocks = [block for table in tables.values() for block in headline_blocks(table)]
     comparisons = [row for table in tables.values() for row in comparison_rows(table)]
+    cautions = _cautions(tables)
     return {
         "title": title,
         "question": question or "",
@@ -107,14 +108,14 @@ def _context(
         "runs": run_rows(tables),
         "levels": level_rows(tables),
         "metrics": metric_rows(tables),
-        "cautions": _cautions(tables),
+        "cautions": cautions,
         "severities": SEVERITIES,
         "blocks": blocks[:PRINTED_BLOCKS],
         "more_blocks": max(0, len(blocks) - PRINTED_BLOCKS),
         "comparisons": comparisons[:PRINTED_COMPARISONS],
         "more_comparisons": max(0, len(comparisons) - PRINTED_COMPARISONS),
         "strip": {"width": STRIP_WIDTH, "height": STRIP_HEIGHT},
-        "indicative": any("Indicative:" in one.text for one in _cautions(tables)),
+        "indicative": any("Indicative:" in one.text for one in cautions),
         "grids": _grids(tables),
         "tables": _printed(tables, path, links or {}),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,8 @@ LEVELS = ("low", "mid", "high")
 OK = "ok"
 
 _MISSING: dict[str, Any] = {"string": "", "float64": float("nan"), "Int64": pd.NA}
+_TEXTS = [column for column, dtype in SCHEMA.items() if dtype == "string"]
+_NUMBERS = ["value", "ci_low", "ci_high", "null", "null_low", "null_high"]
 _DEFAULTS = {column: _MISSING[dtype] for column, dtype in SCHEMA.items()} | {"status": OK, "params": "{}"}
 
 
@@ -111,16 +114,18 @@ def conform(frame: pd.DataFrame) -> pd.DataFrame:
         ('Int64', 'string')
     """
     _check_known(frame)
-    made = {}
-    for column, dtype in SCHEMA.items():
-        held = frame[column]
-        if str(held.dtype) != dtype:
-            values = [None if pd.isna(value) else value for value in held.tolist()]
-            held = _typed(column, [_MISSING[dtype] if value is None else value for value in values], dtype)
-        made[column] = held.reset_index(drop=True)
-        if dtype == "string":
-            made[column] = made[column].fillna("")
-    return validate(pd.DataFrame(made))
+    made = frame[list(SCHEMA)].reset_index(drop=True)
+    # Most frames come from others that were valid: a column is touched only where something is to be done.
+    changed: dict[str, pd.Series[Any]] = {}
+    for column in _other_types(made):
+        dtype = SCHEMA[column]
+        values = [None if pd.isna(value) else value for value in made[column].tolist()]
+        changed[column] = _typed(
+            column, [_MISSING[dtype] if value is None else value for value in values], dtype
+        )
+    for column in _with_gaps(made):
+        changed.setdefault(column, made[column].fillna(""))
+    return validate(made.assign(**changed) if changed else made)
 
 
 def validate(frame: pd.DataFrame) -> pd.DataFrame:
@@ -196,11 +201,23 @@ def _check_columns(frame: pd.DataFrame) -> None:
 
 
 def _check_types(frame: pd.DataFrame) -> None:
-    for column, dtype in SCHEMA.items():
-        if str(frame[column].dtype) != dtype:
-            raise _wrong_value(column, f"dtype {dtype}", f"dtype {frame[column].dtype}")
-        if dtype == "string" and bool(frame[column].isna().any()):
-            raise _wrong_value(column, "'' for missing text", "a missing value")
+    for column, dtype in _other_types(frame).items():
+        raise _wrong_value(column, f"dtype {SCHEMA[column]}", f"dtype {dtype}")
+    for column in _with_gaps(frame):
+        raise _wrong_value(column, "'' for missing text", "a missing value")
+
+
+def _other_types(frame: pd.DataFrame) -> dict[str, str]:
+    """Return the types of those columns that have another one than the schema's."""
+    # All columns at once, here and below: one by one, pandas takes longer to find them than to look at them.
+    held = {str(column): str(dtype) for column, dtype in frame.dtypes.items()}
+    return {column: held[column] for column, dtype in SCHEMA.items() if held[column] != dtype}
+
+
+def _with_gaps(frame: pd.DataFrame) -> list[str]:
+    """Return the columns of text in which a value is missing."""
+    gaps = frame[_TEXTS].isna().any()
+    return [column for column in _TEXTS if gaps[column]]
 
 
 def _check_values(frame: pd.DataFrame) -> None:
@@ -217,15 +234,22 @@ def _check_values(frame: pd.DataFrame) -> None:
         raise _wrong_value("level", "low, mid, high or ''", repr(frame.loc[strange, "level"].iloc[0]))
     if bool(((frame["depth"] < 0) | (frame["depth"] > 1)).any()):
         raise _wrong_value("depth", "positions in [0, 1]", f"up to {frame['depth'].abs().max():g}")
-    for column in ("value", "ci_low", "ci_high", "null", "null_low", "null_high"):
-        if bool(np.isinf(frame[column].to_numpy()).any()):
+    numbers = dict(zip(_NUMBERS, frame[_NUMBERS].to_numpy(float).T, strict=True))
+    for column, values in numbers.items():
+        if np.isinf(values).any():
             raise _wrong_value(column, "finite or missing values", "infinity")
     for low, high in (("ci_low", "ci_high"), ("null_low", "null_high")):
-        if bool((frame[low] > frame[high]).any()):
+        if (numbers[low] > numbers[high]).any():
             raise _wrong_value(low, f"values of at most {high}", "larger ones")
     for text in frame["params"].unique():
-        if params_text(text) != text:
+        if not _is_canonical(text):
             raise _wrong_value("params", "JSON with sorted keys and no spaces", repr(text[:60]))
+
+
+@lru_cache(maxsize=1 << 14)
+def _is_canonical(params: str) -> bool:
+    """Whether parameters are written as ``params_text`` does: tables that are cut and joined ask often."""
+    return params_text(params) == params
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - any JSON value
