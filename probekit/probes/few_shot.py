@@ -94,8 +94,8 @@ def _score(
         return np.full((3, len(penalties)), 1.0 / n_classes)
     one_hot = np.eye(n_classes)[labels[roles.train][drawn]]
     permuted = one_hot[random_stream("few-shot null", protocol.seed, draw).permutation(len(drawn))]
-    path = fit_ridge(stage.fit, np.concatenate([one_hot, permuted], axis=1), penalties)
-    predicted = path.predict(stage.score)
+    fit, score = _in_span(stage)
+    predicted = fit_ridge(fit, np.concatenate([one_hot, permuted], axis=1), penalties).predict(score)
     real, null = predicted[:, :, :n_classes].argmax(axis=2), predicted[:, :, n_classes:].argmax(axis=2)
     on_val, on_test = labels[roles.val], labels[roles.test]
     return np.stack(
@@ -105,3 +105,15 @@ def _score(
             (null[:, len(val) :] == on_test).mean(axis=1),
         ]
     )
+
+
+def _in_span(stage: Stage) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return rows to fit on and to score, in axes of the span of the former where they are few.
+
+    No optimum of a penalised fit leaves that span, so predictions are the same; but the long product, over
+    all features, is then shared by all penalties and columns of targets.
+    """
+    if len(stage.fit) >= stage.fit.shape[1]:
+        return stage.fit, stage.score
+    axes = np.linalg.qr(stage.fit.T.astype(np.float64))[0]
+    return stage.fit @ axes, stage.score @ axes

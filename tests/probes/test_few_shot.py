@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from probekit.data.targets import Target
-from probekit.probes.few_shot import _draw, few_shot_rows
+from probekit.functional.ridge import fit_ridge
+from probekit.probes.few_shot import _draw, _in_span, few_shot_rows
+from probekit.probes.protocol import Stage
 from tests.probes.conftest import QUICK, gaussians, tap_data
 
 NAMES = ("a", "b", "c")
@@ -30,6 +33,20 @@ def test_accuracy_grows_with_shots_and_stands_above_its_null():
     assert twenty["ci_low"] < twenty["value"] < twenty["ci_high"]
     assert twenty["ci_kind"] == "t,draws"
     assert twenty["params"]["shots"] == 20
+
+
+@pytest.mark.parametrize("rows", [6, 39, 41])
+def test_rows_in_their_span_are_predicted_as_they_were(rows: int):
+    stream = np.random.default_rng(0)
+    values = stream.normal(3, 2, size=(rows + 50, 40)).astype(np.float32)
+    stage = Stage.of(values[:rows], values[rows:])
+    targets, penalties = stream.normal(size=(rows, 3)), [1.0, 1e-5]
+    expected = fit_ridge(stage.fit, targets, penalties).predict(stage.score)
+    fit, score = _in_span(stage)
+    assert fit.shape == (rows, min(rows, 40))
+    np.testing.assert_allclose(
+        fit_ridge(fit, targets, penalties).predict(score), expected, rtol=1e-6, atol=1e-8
+    )
 
 
 def test_too_few_images_of_a_class_leave_the_row_empty_with_the_reason():
