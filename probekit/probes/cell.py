@@ -15,7 +15,7 @@ from probekit.features.features import Features
 from probekit.files import safe_name
 from probekit.functional.standardise import principal_axes
 from probekit.probes.few_shot import few_shot_rows
-from probekit.probes.knn import neighbour_rows
+from probekit.probes.knn import find_neighbours, neighbour_rows
 from probekit.probes.linear import probe_classes, probe_labels
 from probekit.probes.protocol import Outcome, Protocol, Roles, TapData
 from probekit.probes.ridge import probe_values
@@ -71,9 +71,7 @@ def _probe_all(
     kinds: dict[str, dict[str, Target]] = {"class": {}, "multilabel": {}, "continuous": {}}
     for name, target in targets.items():
         kinds[target.kind][name] = target
-    outcomes = {
-        name: _probe_class(data, name, one, protocol, equal_d) for name, one in kinds["class"].items()
-    }
+    outcomes = _probe_classes(data, kinds["class"], protocol, equal_d) if kinds["class"] else {}
     outcomes |= {name: probe_labels(data, name, one, protocol) for name, one in kinds["multilabel"].items()}
     if kinds["continuous"]:
         labels = next((one.values for one in kinds["class"].values()), None)
@@ -81,24 +79,29 @@ def _probe_all(
     return {name: outcomes[name] for name in targets}
 
 
-def _probe_class(
-    data: TapData, name: str, target: Target, protocol: Protocol, equal_d: int | None
-) -> Outcome:
-    full = probe_classes(data, name, target, protocol)
-    rows, images = list(full.rows), dict(full.images)
-    if equal_d is not None:
-        # A tap with dead channels may have fewer than the common width left; its row says so.
-        width = min(equal_d, *data.choose.fit.shape)
-        reduced = probe_classes(_reduced(data, width), name, target, protocol)
-        row = next(row for row in reduced.rows if row["metric"] == "accuracy")
-        rows.append(row | {"metric": "accuracy_equal_d", "d": width})
-        images["accuracy_equal_d"] = reduced.images["accuracy"]
-    if protocol.neighbours:
-        row, hits = neighbour_rows(data, name, target, protocol)
-        rows.append(row)
-        images["knn_accuracy"] = hits
-    rows += few_shot_rows(data, name, target, protocol)
-    return Outcome(rows, full.arrays, images)
+def _probe_classes(
+    data: TapData, targets: Mapping[str, Target], protocol: Protocol, equal_d: int | None
+) -> dict[str, Outcome]:
+    """Probe class targets; principal axes and neighbours are found once for all of them."""
+    # A tap with dead channels may have fewer than the common width left; its row says so.
+    width = 0 if equal_d is None else min(equal_d, *data.choose.fit.shape)
+    reduced = _reduced(data, width) if width else None
+    near = find_neighbours(data, protocol) if protocol.neighbours else None
+    outcomes = {}
+    for name, target in targets.items():
+        full = probe_classes(data, name, target, protocol)
+        rows, images = list(full.rows), dict(full.images)
+        if reduced is not None:
+            found = probe_classes(reduced, name, target, protocol)
+            row = next(row for row in found.rows if row["metric"] == "accuracy")
+            rows.append(row | {"metric": "accuracy_equal_d", "d": width})
+            images["accuracy_equal_d"] = found.images["accuracy"]
+        if near is not None:
+            row, images["knn_accuracy"] = neighbour_rows(data, name, target, protocol, near)
+            rows.append(row)
+        rows += few_shot_rows(data, name, target, protocol)
+        outcomes[name] = Outcome(rows, full.arrays, images)
+    return outcomes
 
 
 def _reduced(data: TapData, width: int) -> TapData:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import pytest
 
 from probekit import ResultTable
 from probekit.data.targets import Target
+from probekit.probes import cell
 from probekit.probes.cell import probe_tap
 from tests.probes.conftest import QUICK, features_of, gaussians, roles_of
 
@@ -39,6 +42,20 @@ def test_every_kind_of_target_has_its_metrics():
     }
     assert list(dict.fromkeys(table.frame["target"])) == list(targets)
     assert set(table.frame["status"]) == {"ok"}
+
+
+def test_axes_and_neighbours_are_found_once_for_all_classes(monkeypatch: pytest.MonkeyPatch):
+    values, labels = gaussians()
+    one = Target(labels, "class", ("a", "b", "c"))
+    other = Target((labels > 0).astype(np.int64), "class", ("no", "yes"))
+    alone = [table_of(values, {name: target}) for name, target in {"one": one, "other": other}.items()]
+    calls = []
+    for name in ("find_neighbours", "_reduced"):
+        real = getattr(cell, name)
+        monkeypatch.setattr(cell, name, lambda *args, real=real: calls.append(real) or real(*args))
+    both = table_of(values, {"one": one, "other": other})
+    assert len(calls) == len(set(calls)) == 2
+    pd.testing.assert_frame_equal(both.frame, ResultTable.concat(alone).frame)
 
 
 def test_equal_width_is_reached_by_principal_components():

@@ -8,14 +8,15 @@ import numpy as np
 from sklearn.neighbors import KNeighborsClassifier
 
 from probekit.data.targets import Target
-from probekit.probes.knn import neighbour_rows
+from probekit.probes.knn import find_neighbours, neighbour_rows
 from tests.probes.conftest import QUICK, gaussians, tap_data
 
 
 def test_votes_are_those_of_scikit_learn():
     values, labels = gaussians(distance=1.5)
     data = tap_data(values)
-    row, hits = neighbour_rows(data, "class", Target(labels, "class", ("a", "b", "c")), QUICK)
+    target = Target(labels, "class", ("a", "b", "c"))
+    row, hits = neighbour_rows(data, "class", target, QUICK, find_neighbours(data, QUICK))
     unit = values / np.linalg.norm(values, axis=1, keepdims=True)
 
     def weight(distances):
@@ -33,5 +34,6 @@ def test_votes_are_those_of_scikit_learn():
 def test_k_is_no_larger_than_the_gallery():
     values, labels = gaussians(n=48)
     target = Target(labels, "class", ("a", "b", "c"))
-    row, _ = neighbour_rows(tap_data(values), "class", target, replace(QUICK, neighbours=1000))
+    data, protocol = tap_data(values), replace(QUICK, neighbours=1000)
+    row, _ = neighbour_rows(data, "class", target, protocol, find_neighbours(data, protocol))
     assert row["params"]["k"] == 30
