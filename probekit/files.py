@@ -32,7 +32,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that takes its place, flushed to disk, if all went well.
 
     A reader sees the old file or the whole new one, never a part. After an error the temporary
-    file is gone and ``path`` is untouched.
+    file is gone and ``path`` is untouched. So it is if it held the same bytes already: flushing takes longer
+    than looking, and a repeated run writes dozens of files again.
 
     Examples:
         >>> import tempfile
@@ -46,11 +47,22 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
+        if not _hold_the_same(temporary, path):
+            with temporary.open("rb+") as written:
+                os.fsync(written.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _hold_the_same(one: Path, other: Path) -> bool:
+    if not other.is_file() or one.stat().st_size != other.stat().st_size:
+        return False
+    with one.open("rb") as left, other.open("rb") as right:
+        while chunk := left.read(CHUNK_BYTES):
+            if chunk != right.read(CHUNK_BYTES):
+                return False
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

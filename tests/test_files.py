@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from probekit.errors import InputError
 from probekit.files import (
+    CHUNK_BYTES,
     append_line,
     cache_folder,
     canonical_json,
@@ -31,6 +32,21 @@ def test_replacing_leaves_the_old_file_after_an_error(tmp_path: Path):
         raise RuntimeError
     assert path.read_text() == "old"
     assert [one.name for one in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("size", [0, 10, CHUNK_BYTES + 10])
+def test_a_file_that_holds_the_same_is_left_alone(tmp_path: Path, size: int):
+    path = tmp_path / "a"
+    path.write_bytes(bytes(size))
+    number = path.stat().st_ino
+    with replacing(path) as temporary:
+        temporary.write_bytes(bytes(size))
+    assert path.stat().st_ino == number
+    assert list(tmp_path.iterdir()) == [path]
+    for content in (bytes(size) + b"1", bytes(max(size - 1, 0)) + b"1"):
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
+        assert path.read_bytes() == content
 
 
 def test_journal_survives_a_torn_last_line(tmp_path: Path):
