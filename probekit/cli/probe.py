@@ -27,6 +27,10 @@ def probe(
         str | None, typer.Option(help="Candidates, comma-separated [default: 13, 10 … 1e-5].")
     ] = None,
     shots: Annotated[str | None, typer.Option(help="Few-shot images a class [default: 1,2,5,10,20].")] = None,
+    orders: Annotated[
+        int | None,
+        typer.Option(min=0, help="Orders in which labels are coded for description length [default: 0]."),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, help="Fixes splits, permutations and draws [default: 0].")
     ] = None,
@@ -55,6 +59,7 @@ def probe(
         "permutations": permutations,
         "penalties": _numbers(penalties, float),
         "shots": _numbers(shots, int),
+        "orders": orders,
         "seed": seed,
         "precision": precision,
         "batch_size": batch_size,

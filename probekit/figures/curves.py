@@ -344,7 +344,8 @@ def _count(rows: pd.DataFrame) -> str:
         return ""
     span = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     data = _only(rows["data"])
-    return f"{style.plain(data)}: n = {span} test images" if data else f"n = {span} test images"
+    words = f"n = {span} test images" if set(rows["split"]) == {"test"} else f"n = {span} images"
+    return f"{style.plain(data)}: {words}" if data else words
 
 
 def _interval(rows: pd.DataFrame) -> str:

@@ -26,7 +26,10 @@ KINDS: dict[str, Callable[..., Figure]] = {
     "strengths": plot_strengths,
 }
 # Metrics drawn against depth, most telling first.
-DEPTH_METRICS = ("accuracy", "mean_ap", "r2", "bits", "knn_accuracy", "accuracy_equal_d", "calibration_error")
+DEPTH_METRICS = (
+    "accuracy", "mean_ap", "r2", "bits", "compression", "selectivity", "knn_accuracy", "accuracy_equal_d",
+    "calibration_error",
+)  # fmt: skip
 GEOMETRY_METRICS = (
     "icc", "directional_cdnv", "cdnv", "vci", "within_class_r2", "cosine_gap_centred", "map_at_r",
     "effective_rank", "two_nn",

@@ -14,6 +14,7 @@ from probekit.data.targets import Target
 from probekit.features.features import Features
 from probekit.files import safe_name
 from probekit.functional.standardise import principal_axes
+from probekit.probes.description_length import description_rows
 from probekit.probes.few_shot import few_shot_rows
 from probekit.probes.knn import find_neighbours, neighbour_rows
 from probekit.probes.linear import probe_classes, probe_labels
@@ -100,6 +101,7 @@ def _probe_classes(
             row, images["knn_accuracy"] = neighbour_rows(data, name, target, protocol, near)
             rows.append(row)
         rows += few_shot_rows(data, name, target, protocol)
+        rows += description_rows(data, name, target, protocol)
         outcomes[name] = Outcome(rows, full.arrays, images)
     return outcomes
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from scipy.special import expit, softmax
 from probekit.data.targets import Target
 from probekit.functional.sigmoid_regression import fit_sigmoid
 from probekit.functional.softmax_regression import fit_softmax
+from probekit.probes.control_tasks import control_rows, memorised_shares
 from probekit.probes.controls import permute_rows
 from probekit.probes.protocol import Outcome, Protocol, TapData, choose_penalty
 from probekit.probes.racing import Race
@@ -31,12 +32,14 @@ class LinearFit:
         intercept: (C,).
         params: Penalty, its edge, val score, gap, iterations, convergence.
         null_logits: (B, n_test, C) logits of probes fitted to permuted targets.
+        memorised: (B,) share of the fitting images whose permuted class these probes give back; classes only.
     """
 
     weights: NDArray[np.float64]
     intercept: NDArray[np.float64]
     params: dict[str, Any]
     null_logits: NDArray[np.float64]
+    memorised: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
 
     def logits(self, rows: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return (n, C) logits of standardised rows."""
@@ -75,6 +78,7 @@ def fit_classes(data: TapData, target: Target, protocol: Protocol, name: str) ->
         final.intercepts[0],
         _params(choice, penalties, final, data),
         null.logits(data.refit.score),
+        memorised_shares(data.refit.fit, fitting[orders], null.weights, null.intercepts),
     )
 
 
@@ -86,6 +90,8 @@ def probe_classes(data: TapData, name: str, target: Target, protocol: Protocol) 
     rows, images = class_rows(
         probabilities, test, target.classes, softmax(fit.null_logits, axis=2), protocol, name
     )
+    nulls = (fit.null_logits.argmax(axis=2) == test).mean(axis=1)
+    rows += control_rows(images["accuracy"], nulls, fit.memorised, len(data.roles.fitting), protocol, name)
     for row in rows:
         row["params"] = fit.params | row.get("params", {})
     return Outcome(rows, _probe(data, name, target, fit).to_arrays(), images)

@@ -32,6 +32,7 @@ class Protocol:
         temperature: Its temperature.
         shots: Images a class of the few-shot curve; empty leaves it out.
         few_shot_draws: Independent draws of those images.
+        orders: Orders of the images in which labels are coded for their description length; 0 leaves it out.
         gap: Largest relative objective gap a fitted probe may have.
         seed: Fixes splits, permutations, draws and resamples.
     """
@@ -44,6 +45,7 @@ class Protocol:
     temperature: float = 0.07
     shots: tuple[int, ...] = (1, 2, 5, 10, 20)
     few_shot_draws: int = 5
+    orders: int = 0
     gap: float = 1e-4
     seed: int = 0
 
@@ -54,7 +56,7 @@ class Protocol:
             )
         if not 0 < self.val_fraction < 1:
             raise InputError("a val_fraction between 0 and 1", str(self.val_fraction), "0.2 is the default")
-        for name in ("permutations", "neighbours", "seed"):
+        for name in ("permutations", "neighbours", "orders", "seed"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} of at least 0", str(getattr(self, name)), "0 leaves it out")
         for name in ("bootstrap_draws", "few_shot_draws", *(f"shots[{i}]" for i in range(len(self.shots)))):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from probekit.backbones.backbone import Backbone
 
 # Changes whenever a stored cell would no longer hold what the code computes.
-CELL_FORMAT = 3
+CELL_FORMAT = 4
 
 
 def probe(
@@ -38,6 +38,7 @@ def probe(
     neighbours: int = 20,
     shots: Sequence[int] = (1, 2, 5, 10, 20),
     few_shot_draws: int = 5,
+    orders: int = 0,
     equal_d: bool = True,
     gap: float = 1e-4,
     seed: int = 0,
@@ -63,11 +64,13 @@ def probe(
         random: Random draws of each architecture as controls (``random@0`` …); 0 leaves them out.
         penalties: Candidates for ½·penalty·‖W‖².
         val_fraction: Share of train to choose on where there is no val split.
-        permutations: Fits to permuted targets behind each null.
+        permutations: Fits to permuted targets behind each null, and to the control task behind selectivity.
         bootstrap_draws: Resamples of test units behind each interval.
         neighbours: k of the nearest-neighbour score; 0 leaves it out.
         shots: Images a class of the few-shot curve; empty leaves it out.
         few_shot_draws: Independent draws of those images.
+        orders: Orders of the images in which class labels are coded for their description length; 0 leaves it
+            out. Three add about half to the time that the probes of a tap take, more where images are few.
         equal_d: Also score at the smallest width of all taps and models (principal components of train).
         gap: Largest relative objective gap of a fitted probe.
         seed: Fixes splits, permutations, draws and resamples.
@@ -98,6 +101,7 @@ def probe(
         neighbours,
         shots=tuple(int(one) for one in shots),
         few_shot_draws=few_shot_draws,
+        orders=orders,
         gap=gap,
         seed=seed,
     )

@@ -111,6 +111,47 @@ METRICS: dict[str, MetricFacts] = {
         "Test accuracy of probes fitted on a few images per class, averaged over draws of those images; the "
         "interval is over draws and images as its kind says.",
     ),
+    "description_length": MetricFacts(
+        "Description length",
+        "bits per image",
+        False,
+        0.0,
+        None,
+        "What the labels of train and val cost when they are coded block by block, each by probes fitted to "
+        "the blocks before. It counts how early a class becomes readable, not only how well in the end. "
+        "Without any information it is about log2 C, less where classes are unequal: compare with the null.",
+    ),
+    "compression": MetricFacts(
+        "Compression",
+        "",
+        True,
+        0.0,
+        None,
+        "log2 C over the description length: how many times shorter the labels' code is than a uniform one. "
+        "Labels that the features say nothing of stay slightly below 1, which is what learning costs; "
+        "unequal classes alone lift it above 1: compare with the null. It grows with the number of images.",
+    ),
+    "control_accuracy": MetricFacts(
+        "Control accuracy",
+        "",
+        None,
+        0.0,
+        1.0,
+        "Share of the fitting images whose random label a probe of the same penalty gives back after being "
+        "fitted to it: what it knows by heart. It grows with the number of features and falls with images "
+        "and penalty. Test images cannot be known by heart: what these probes score there is the null.",
+    ),
+    "selectivity": MetricFacts(
+        "Selectivity",
+        "",
+        True,
+        -1.0,
+        1.0,
+        "Test accuracy minus control accuracy. High: the probe reads more than it could learn by heart. Near "
+        "or below 0: it could have stored its images, so that its score on them would say nothing; the test "
+        "accuracy still holds. It judges the probe, and falls with the width of a tap: read it beside "
+        "accuracy at equal D, and compare with the null.",
+    ),
     "class_recall": _share(
         "Recall",
         "Share of one class's test images that are named right. With few images per class, single cells are "

@@ -142,6 +142,19 @@ def test_dry_run_writes_nothing(tmp_path: Path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
+def test_orders_add_the_description_length(tmp_path: Path):
+    invoke("probe", "-m", MODEL, "-d", DATA, "-t", "penultimate", "--no-random", "--orders", "1",
+           "-o", tmp_path / "out", "--store", tmp_path / "store", *QUICK)  # fmt: skip
+    assert Plan.read(tmp_path / "out/plan.yaml").settings["orders"] == 1
+    table = probekit.ResultTable.read(tmp_path / "out/tables/probe")
+    assert {"description_length", "compression", "selectivity"} <= set(table.metrics)
+    page = (tmp_path / "out/index.html").read_text()
+    assert "coded block by block" in page
+    assert "learn by heart" in page
+    assert (tmp_path / "out/figures/depth-compression.svg").exists()
+
+
 def test_flags_override_the_config(tmp_path: Path):
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({"models": ["a:random"], "seed": 3, "data": ["digits"]}))

@@ -66,6 +66,18 @@ def test_a_planted_block_is_found(k: int, store: Path):
     assert (rows["ci_low"] <= rows["null_high"])[~informed].all()
 
 
+def test_a_planted_block_compresses_and_is_selective(store: Path):
+    table = probekit.probe(planted(3), images(), taps="blocks", store=store, orders=2, **QUICK)
+    for metric in ("compression", "selectivity"):
+        rows = table.where(metric=metric).frame
+        assert len(rows) == 6
+        clear = (rows["ci_low"] > rows["null_high"]).to_numpy()
+        assert clear.tolist() == [False] * 3 + [True] * 3, metric
+    rows = table.where(metric="compression").frame
+    assert (rows["value"][:3] < 1.01).all()
+    assert (rows["value"][3:] > 2).all()
+
+
 def test_swapped_weights_swap_the_table(store: Path):
     data = images()
     one = probekit.probe([planted(2, "a"), planted(4, "b")], data, taps="blocks", store=store, **QUICK)

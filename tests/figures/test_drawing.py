@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 
+import pandas as pd
 import pytest
 
 from probekit.errors import InputError
@@ -25,6 +26,18 @@ def test_a_probe_table_gives_every_figure_it_supports(figures):
         "class-recall-species-exemplar",
     ]  # fmt: skip
     assert all(figure.get_label() for figure in figures.values())
+
+
+def test_compression_and_selectivity_are_drawn_against_depth(table):
+    rows = table.where(metric="accuracy", target="species").frame
+    coded = rows.assign(metric="compression", split="train+val", n=1600)
+    both = ResultTable(pd.concat([rows, rows.assign(metric="selectivity"), coded], ignore_index=True))
+    drawn = draw_probe(both)
+    assert list(drawn) == ["depth-accuracy", "depth-compression", "depth-selectivity"]
+    said = {name: " ".join(text.get_text() for text in one.texts) for name, one in drawn.items()}
+    assert "n = 400 test images" in said["depth-selectivity"]
+    # What is coded are the images a probe is fitted on.
+    assert "n = 1600 images" in said["depth-compression"]
 
 
 def test_many_targets_become_an_overview(make_table):

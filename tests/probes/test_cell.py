@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,8 @@ def test_every_kind_of_target_has_its_metrics():
         "accuracy_equal_d",
         "knn_accuracy",
         "few_shot_accuracy",
+        "control_accuracy",
+        "selectivity",
         "class_recall",
     }
     assert list(dict.fromkeys(table.frame["target"])) == list(targets)
@@ -56,6 +59,17 @@ def test_axes_and_neighbours_are_found_once_for_all_classes(monkeypatch: pytest.
     both = table_of(values, {"one": one, "other": other})
     assert len(calls) == len(set(calls)) == 2
     pd.testing.assert_frame_equal(both.frame, ResultTable.concat(alone).frame)
+
+
+def test_description_length_is_measured_if_asked_for():
+    values, labels = gaussians(n=240)
+    targets = {"class": Target(labels, "class", ("a", "b", "c"))}
+    frame = probe_tap(
+        features_of(values, targets), targets, roles_of(240), replace(QUICK, orders=1), None
+    ).frame.set_index("metric")
+    assert frame.loc["description_length", "split"] == "train+val"
+    assert frame.loc["compression", "n"] == 150
+    assert frame.loc["accuracy", "split"] == "test"
 
 
 def test_equal_width_is_reached_by_principal_components():

@@ -28,6 +28,7 @@ def test_there_are_at_least_ten_default_penalties():
         {"bootstrap_draws": 0},
         {"shots": (0,)},
         {"few_shot_draws": 0},
+        {"orders": -1},
     ],
 )
 def test_bad_settings_are_refused(bad: dict[str, object]):

@@ -121,6 +121,7 @@ def test_params_survive_and_do_not_depend_on_order(params):
 
 def test_every_metric_of_the_probe_verb_has_facts():
     names = ["accuracy", "balanced_accuracy", "bits", "calibration_error", "accuracy_equal_d", "knn_accuracy"]
+    names += ["description_length", "compression", "control_accuracy", "selectivity"]
     for name in [*names, "few_shot_accuracy", "class_recall", "r2", "mean_ap"]:
         facts = METRICS[name]
         assert facts.label
