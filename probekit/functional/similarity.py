@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
 from probekit.errors import InputError
-from probekit.functional.arguments import AnyFloats, FloatArray, check_features
+from probekit.functional.arguments import FloatArray, IntArray, check_features
 from probekit.functional.moments import CrossMoments
 
 # What each measure does not change under, of either layer by itself.
@@ -93,8 +93,22 @@ def unbiased_hsic(xy: CrossMoments) -> float:
     n = one.count
     if n < 4:
         raise InputError("at least 4 images", str(n), "Compare layers over more images")
-    trace = float(np.square(one.products).sum()) - one.kl_sum
-    return (trace + one.k_sum * one.l_sum / ((n - 1) * (n - 2)) - 2 / (n - 2) * one.kl_sum) / (n * (n - 3))
+    size = float(np.square(one.products).sum())
+    return float(hsic_from_sums(size, one.k_sum, one.l_sum, one.kl_sum, n))
+
+
+def hsic_from_sums(size: ArrayLike, k: ArrayLike, l_: ArrayLike, kl: ArrayLike, n: ArrayLike) -> FloatArray:
+    """Return unbiased HSIC from sums around the means; all of one shape, one result each.
+
+    Args:
+        size: ‖XᵀY‖².
+        k: Σ ‖x‖².
+        l_: Σ ‖y‖².
+        kl: Σ ‖x‖²‖y‖².
+        n: Images, at least 4.
+    """
+    size, k, l_, kl, n = (np.asarray(one, np.float64) for one in (size, k, l_, kl, n))
+    return np.asarray((size - kl + k * l_ / ((n - 1) * (n - 2)) - 2 / (n - 2) * kl) / (n * (n - 3)))
 
 
 def minibatch_cka(x: ArrayLike, y: ArrayLike, batch_size: int) -> float:
@@ -129,8 +143,15 @@ def procrustes_angle(xy: CrossMoments, xx: CrossMoments, yy: CrossMoments) -> fl
     A metric. Source: Williams, Kunz, Kornblith and Linderman, Generalized Shape Metrics on Neural
     Representations (NeurIPS 2021), section 2.
     """
-    nuclear = float(np.linalg.svd(xy.centred().products, compute_uv=False).sum())
-    share = _ratio(nuclear, xx.centred().k_sum, yy.centred().k_sum)
+    return angle_between(xy.centred().products, xx.centred().k_sum, yy.centred().k_sum)
+
+
+def angle_between(cross: FloatArray, x_size: float, y_size: float) -> float:
+    """Return arccos(‖C‖_*/√(x_size·y_size)) for (D, E) C = XᵀY; sizes are ‖X‖² and ‖Y‖².
+
+    NaN where a layer is constant.
+    """
+    share = _ratio(float(np.linalg.svd(cross, compute_uv=False).sum()), x_size, y_size)
     return float(np.arccos(min(1.0, share))) if np.isfinite(share) else float("nan")
 
 
@@ -161,6 +182,24 @@ class Canonical:
         """
         return float(self.weights @ self.correlations / self.weights.sum())
 
+    @classmethod
+    def pair(
+        cls, whitened: FloatArray, x_axes: FloatArray, y_axes: FloatArray
+    ) -> tuple[Canonical, Canonical]:
+        """Return the correlations weighted by the first, and weighted by the second layer.
+
+        Args:
+            whitened: Λx^−½ Vxᵀ XᵀY Vy Λy^−½ of the directions kept.
+            x_axes: Vx Λx^½, a column a direction of the first layer.
+            y_axes: Vy Λy^½, likewise.
+        """
+        turn, correlations, back = np.linalg.svd(whitened, full_matrices=False)
+        correlations = np.clip(correlations, 0, 1)
+        dimensions = (x_axes.shape[1], y_axes.shape[1])
+        # Canonical variates h_i = X Vx Λx^−½ u_i, and Σ_j |⟨h_i, x_j⟩| over features j
+        left, right = np.abs(x_axes @ turn).sum(axis=0), np.abs(y_axes @ back.T).sum(axis=0)
+        return cls(correlations, left, dimensions), cls(correlations, right, dimensions[::-1])
+
 
 def canonical_correlations(
     xy: CrossMoments, xx: CrossMoments, yy: CrossMoments, kept: float = VARIANCE_KEPT
@@ -179,25 +218,26 @@ def canonical_correlations(
     Raises:
         InputError: If a layer is constant.
     """
-    left, x_axes, x_scale = _leading(xx.centred().products, kept)
-    right, y_axes, y_scale = _leading(yy.centred().products, kept)
-    # Λx^−½ Vxᵀ XᵀY Vy Λy^−½ = U P Wᵀ
+    x_axes, x_scale = _leading(xx.centred().products, kept)
+    y_axes, y_scale = _leading(yy.centred().products, kept)
     whitened = (x_axes.T @ xy.centred().products @ y_axes) / x_scale[:, None] / y_scale
-    turn, correlations, _ = np.linalg.svd(whitened, full_matrices=False)
-    # Canonical variates h_i = X Vx Λx^−½ u_i, and Σ_j |⟨h_i, x_j⟩| over features j
-    weights = np.abs((x_axes * x_scale) @ turn).sum(axis=0)
-    return Canonical(np.clip(correlations, 0, 1), weights, (left, right))
+    return Canonical.pair(whitened, x_axes * x_scale, y_axes * y_scale)[0]
 
 
-def _leading(scatter: FloatArray, kept: float) -> tuple[int, FloatArray, FloatArray]:
-    """Return how many axes hold a share of the variance, these axes, and their singular values."""
+def leading_count(variances: FloatArray, kept: float) -> int:
+    """Return how many of the (R,) falling variances hold a share of their sum, rounding left out."""
+    count = int(np.searchsorted(np.cumsum(variances) / variances.sum(), kept - 1e-12)) + 1
+    return min(count, int((variances > 1e-10 * variances[0]).sum()))
+
+
+def _leading(scatter: FloatArray, kept: float) -> tuple[FloatArray, FloatArray]:
+    """Return the axes that hold a share of the variance, and their singular values."""
     values, axes = np.linalg.eigh(scatter)
     values, axes = np.maximum(values[::-1], 0), axes[:, ::-1]
     if values[0] <= 0:
         raise InputError("layers that vary", "a constant one", "Leave out this tap")
-    count = int(np.searchsorted(np.cumsum(values) / values.sum(), kept - 1e-12)) + 1
-    count = min(count, int((values > 1e-10 * values[0]).sum()))
-    return count, axes[:, :count], np.sqrt(values[:count])
+    count = leading_count(values, kept)
+    return axes[:, :count], np.sqrt(values[:count])
 
 
 def representational_similarity(x: ArrayLike, y: ArrayLike) -> float:
@@ -209,15 +249,56 @@ def representational_similarity(x: ArrayLike, y: ArrayLike) -> float:
         x: (N, D), N of a few thousand at most.
         y: (N, E) of the same images.
     """
-    left, right = (_dissimilarities(check_features(one)) for one in (x, y))
-    return float(np.corrcoef(rankdata(left), rankdata(right))[0, 1])
+    left, right = dissimilarity_ranks(x), dissimilarity_ranks(y)
+    return float(np.vdot(left, right))
 
 
-def _dissimilarities(x: AnyFloats) -> FloatArray:
-    rows = x.astype(np.float64)
+def dissimilarity_ranks(x: ArrayLike) -> FloatArray:
+    """Return (N, N) ranks of 1 − Pearson among all pairs of images, centred, of sum of squares 1.
+
+    The sum of products of two layers' ranks is their `representational_similarity`; rows and columns of one
+    of them in another order give that of images paired anew.
+
+    Args:
+        x: (N, D), N of a few thousand at most.
+    """
+    rows = check_features(x).astype(np.float64)
     rows = rows - rows.mean(axis=1, keepdims=True)
     rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    return np.asarray(1 - (rows @ rows.T)[np.triu_indices(len(rows), 1)])
+    pairs = np.triu_indices(len(rows), 1)
+    ranks = rankdata(1 - (rows @ rows.T)[pairs])
+    ranks -= ranks.mean()
+    length = np.linalg.norm(ranks)
+    square = np.zeros((len(rows), len(rows)))
+    # Each pair stands twice. Ranks that are all alike tell nothing: NaN, as of any correlation with them.
+    square[pairs] = ranks / length / np.sqrt(2) if length > 0 else np.nan
+    return np.asarray(square + square.T)
+
+
+def rank_correlation_spread(left: FloatArray, right: FloatArray) -> float:
+    """Return the standard deviation of RSA over all pairings of the images; its mean over them is 0.
+
+    With S = Σ a², r_i the sums of rows, T = Σ r_i² − S (products that share one image) and U = −2S − 4T
+    (those that share none), its square is 2·S·S′/n₂ + 4·T·T′/n₃ + U·U′/n₄ with n_k = n(n − 1)…(n − k + 1).
+    Source: Mantel, The Detection of Disease Clustering, Cancer Research 27 (1967), appendix.
+
+    Args:
+        left: (N, N) of one layer, from `dissimilarity_ranks`; N at least 4.
+        right: Of the other.
+    """
+    n = len(left)
+    total = [float(np.square(one).sum()) for one in (left, right)]
+    one_shared = [
+        float(np.square(one.sum(axis=1)).sum()) - all_ for one, all_ in zip((left, right), total, strict=True)
+    ]
+    none_shared = [-2 * all_ - 4 * one for all_, one in zip(total, one_shared, strict=True)]
+    pairs = n * (n - 1)
+    parts = (
+        2 * total[0] * total[1] / pairs,
+        4 * one_shared[0] * one_shared[1] / (pairs * (n - 2)),
+        none_shared[0] * none_shared[1] / (pairs * (n - 2) * (n - 3)),
+    )
+    return float(np.sqrt(sum(parts)))
 
 
 def mutual_neighbours(x: ArrayLike, y: ArrayLike, k: int = 10) -> float:
@@ -234,24 +315,30 @@ def mutual_neighbours(x: ArrayLike, y: ArrayLike, k: int = 10) -> float:
     Raises:
         InputError: If there are not more than k images.
     """
-    left, right = check_features(x), check_features(y)
-    if len(left) <= k:
-        raise InputError(f"more than {k} images", str(len(left)), "Take a smaller k")
-    near = [_neighbours(one, k) for one in (left, right)]
-    return float((near[0] & near[1]).sum() / (k * len(left)))
+    return shared_neighbours(centred_neighbours(x, k), centred_neighbours(y, k))
 
 
-def _neighbours(x: AnyFloats, k: int) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
-    """Return (N, N) whether an image is among the k nearest of another."""
-    rows = x.astype(np.float64)
-    rows = rows - rows.mean(axis=0)
-    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    similar = rows @ rows.T
-    np.fill_diagonal(similar, -np.inf)
-    near = np.zeros((len(rows), len(rows)), np.bool_)
-    places = np.argsort(-similar, axis=1, kind="stable")[:, :k]
-    np.put_along_axis(near, places, True, axis=1)
-    return near
+def centred_neighbours(x: ArrayLike, k: int) -> IntArray:
+    """Return (N, k) places of the k nearest images by cosine of centred rows, the earlier first among equals.
+
+    Raises:
+        InputError: If there are not more than k images.
+    """
+    rows = check_features(x).astype(np.float64)
+    if len(rows) <= k:
+        raise InputError(f"more than {k} images", str(len(rows)), "Take a smaller k")
+    rows -= rows.mean(axis=0)
+    # Loads torch, which no other measure needs.
+    from probekit.functional.neighbours import nearest_neighbours
+
+    return nearest_neighbours(rows, rows, k=k, exclude_self=True)[0]
+
+
+def shared_neighbours(left: IntArray, right: IntArray) -> float:
+    """Return the mean share of (N, k) neighbours that two layers have in common, in whatever order."""
+    # Numbers of image and neighbour in one, so that one set operation counts all images.
+    offsets = np.arange(len(left))[:, None] * len(left)
+    return float(np.isin(left + offsets, right + offsets).mean())
 
 
 def without_leading_component(x: ArrayLike) -> FloatArray:

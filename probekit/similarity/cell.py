@@ -3,50 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from probekit.compute import one_thread
 from probekit.features.features import Features
-from probekit.functional import similarity as measures
+from probekit.functional.arguments import FloatArray, IntArray
 from probekit.functional.intervals import jackknife_interval
-from probekit.functional.moments import CrossMoments, merge
+from probekit.functional.layer_pairs import correlate
+from probekit.functional.similarity import (
+    VARIANCE_KEPT,
+    angle_between,
+    rank_correlation_spread,
+    shared_neighbours,
+)
 from probekit.probes.controls import null_columns
 from probekit.results.schema import rows_to_frame
 from probekit.results.table import ResultTable
-from probekit.seeds import draw_rows, random_stream
+from probekit.seeds import random_stream
+from probekit.similarity.side import Side, SimilaritySettings, sizes_of
 
+_PAIRED_ANEW = "analytic, images paired anew"
 JACKKNIFE = "jackknife,groups of images"
 # Images a direction below which canonical correlations of unrelated layers are high by themselves.
 _IMAGES_A_DIRECTION = 10
-
-
-@dataclass(frozen=True)
-class SimilaritySettings:
-    """What all cells of one run share.
-
-    Attributes:
-        subsample: Most images; of more, so many are drawn, the same for every layer.
-        pairwise: Most images of measures that compare every image with every other.
-        groups: Groups of images left out one at a time for intervals.
-        permutations: How often images are paired anew for nulls that have no formula; 0 leaves them out.
-        k: Neighbours of mutual_knn.
-        seed: Fixes subsamples, groups and permutations.
-    """
-
-    subsample: int = 5000
-    pairwise: int = 1000
-    groups: int = 20
-    permutations: int = 5
-    k: int = 10
-    seed: int = 0
-
-    def facts(self) -> dict[str, Any]:
-        """Return the settings as JSON values."""
-        return asdict(self)
+# Singular values of a pair cost the cube of its narrower layer: from this width on two pairings have to do.
+# Their angles hardly differ: by 0.0005 radians at 1,280 directions and 2,000 images.
+_WIDE, _WIDE_PAIRINGS = 512, 2
+# Half the width of the interval that holds 95 % of a normal distribution, in standard deviations.
+_NORMAL = 1.96
+_KEPT_PAIRS = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,60 +60,66 @@ def similarity_of_tap(
         Rows without model, data and run; ``target`` is the other layer, as ``model tap``.
     """
     with one_thread():
-        own = _Side.of(features, settings)
+        own = Side.of(features, settings)
         rows = [
             row | {"target": f"{one.model} {one.tap}", "d": features.shape[-1]}
             for one in others
-            for row in _compare(own, _Side.of(one.features, settings), settings)
+            for row in _compare(own, Side.of(one.features, settings), len(features), settings)
         ]
     return ResultTable(rows_to_frame(rows), {"format": 1, "analysis": "similarity"})
 
 
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    """Centred rows of a layer, and what they give with themselves.
-
-    Attributes:
-        x: (N, D).
-        groups: Places of the groups of images that are left out.
-        own: Statistics of the layer and itself.
-        size: (1 + G,) ‖XᵀX‖² of all images, then without each group.
-        hsic: (1 + G,) unbiased HSIC, likewise.
-    """
-
-    x: NDArray[np.float64]
-    groups: list[NDArray[np.intp]]
-    own: CrossMoments
-    size: NDArray[np.float64]
-    hsic: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, x: NDArray[np.float64], groups: list[NDArray[np.intp]]) -> _Rows:
-        all_, size, hsic = _cross(x, x, groups)
-        return cls(x, groups, all_, size, hsic)
-
-    def cka(self, other: _Rows) -> tuple[CrossMoments, dict[str, Any], dict[str, Any]]:
-        """Return the statistics of both layers, and rows of biased and debiased CKA without their names."""
-        both, size, hsic = _cross(self.x, other.x, self.groups)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            biased = size / np.sqrt(self.size * other.size)
-            debiased = hsic / np.sqrt(self.hsic * other.hsic)
-        return both, _with_interval(biased), _with_interval(debiased)
+def _compare(
+    own: Side | None, other: Side | None, count: int, settings: SimilaritySettings
+) -> list[dict[str, Any]]:
+    """Return the rows of an ordered pair; all but one measure are the same both ways and found once."""
+    if own is None or other is None:
+        n = min(count, settings.subsample)
+        return [{"metric": "cka_debiased", "status": "a layer is constant", "n": n}]
+    first, second = (own, other) if own.key <= other.key else (other, own)
+    key = (first.key, second.key)
+    if key not in _PAIRS:
+        while len(_PAIRS) >= _KEPT_PAIRS:
+            _PAIRS.pop(next(iter(_PAIRS)))
+        _PAIRS[key] = _pair(first, second, settings)
+    shared, one_way, other_way = _PAIRS[key]
+    return [*shared, *(one_way if own is first else other_way)]
 
 
-def _cross(
-    x: NDArray[np.float64], y: NDArray[np.float64], groups: list[NDArray[np.intp]]
-) -> tuple[CrossMoments, NDArray[np.float64], NDArray[np.float64]]:
-    """Return statistics of all images; ‖XᵀY‖² and unbiased HSIC of all, then without each group."""
-    zero_x, zero_y = np.zeros(x.shape[1]), np.zeros(y.shape[1])
-    parts = [CrossMoments.of(x[one], y[one], x_shift=zero_x, y_shift=zero_y) for one in groups]
-    all_ = merge(parts)
-    some = [all_, *(all_ - part for part in parts)]
-    size = np.array([float(np.square(one.centred().products).sum()) for one in some])
-    return all_, size, np.array([measures.unbiased_hsic(one) for one in some])
+# (rows that hold both ways, rows of the first layer, rows of the second)
+_Rows = tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]
+_PAIRS: dict[tuple[str, str], _Rows] = {}
 
 
-def _with_interval(values: NDArray[np.float64]) -> dict[str, Any]:
+def _pair(a: Side, b: Side, settings: SimilaritySettings) -> _Rows:
+    x, y = a.turned.rows, b.turned.rows
+    n, cross = len(x), x.T @ y
+    stream = random_stream("paired anew", settings.seed)
+    orders: list[IntArray] = [stream.permutation(n) for _ in range(settings.permutations)]
+    some = orders[:_WIDE_PAIRINGS] if min(x.shape[1], y.shape[1]) > _WIDE else orders
+    angles = [angle_between(x.T @ y[order], a.size, b.size) for order in some]
+    procrustes = {"metric": "procrustes", "value": angle_between(cross, a.size, b.size)} | _null(angles)
+    one_way, other_way = _canonical(a, b, cross, orders)
+    shared = [*_kernel_rows(a, b, cross), procrustes, *_pairwise(a, b, settings)]
+    first, second, third = ([{"n": n} | row for row in part] for part in (shared, one_way, other_way))
+    return first, second, third
+
+
+def _kernel_rows(a: Side, b: Side, cross: FloatArray) -> list[dict[str, Any]]:
+    """Return rows of biased and debiased CKA, with the jackknife of those without each group of images."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        biased, debiased, rest = sizes_of(a, b, cross) / np.sqrt(a.own * b.own)
+    # E‖XᵀPY‖² over permutations P of the images
+    exact = a.size * b.size / (len(a.turned.rows) - 1) / np.sqrt(a.own[0, 0] * b.own[0, 0])
+    zero = {"null": 0.0, "null_kind": "analytic, unrelated layers"}
+    return [
+        {"metric": "cka", "null": float(exact), "null_kind": _PAIRED_ANEW} | _with_interval(biased),
+        {"metric": "cka_debiased"} | zero | _with_interval(debiased),
+        {"metric": "cka_debiased_rest"} | zero | _with_interval(rest),
+    ]
+
+
+def _with_interval(values: FloatArray) -> dict[str, Any]:
     """Return a row of a value of all images, with the jackknife of those without each group."""
     if not np.isfinite(values[0]):
         return {"status": "a layer has no variance left"}
@@ -133,112 +127,53 @@ def _with_interval(values: NDArray[np.float64]) -> dict[str, Any]:
     return {"value": float(values[0]), "ci_low": low, "ci_high": high, "ci_kind": JACKKNIFE}
 
 
-@dataclass(frozen=True, eq=False)
-class _Side:
-    """One of the two layers that are compared.
-
-    Attributes:
-        rows: Of the subsample.
-        rest: The same without their leading component.
-        some: Places of the images of pairwise measures.
-    """
-
-    rows: _Rows
-    rest: _Rows
-    some: NDArray[np.intp]
-
-    @classmethod
-    def of(cls, features: Features, settings: SimilaritySettings) -> _Side:
-        key = (features.provenance.get("key"), features.tap, len(features), settings)
-        if key not in _SIDES:
-            while len(_SIDES) >= _KEPT_SIDES:
-                _SIDES.pop(next(iter(_SIDES)))
-            _SIDES[key] = cls._read(features, settings)
-        return _SIDES[key]
-
-    @classmethod
-    def _read(cls, features: Features, settings: SimilaritySettings) -> _Side:
-        rows = draw_rows(len(features), settings.subsample, settings.seed)
-        x = features.matrix(rows).astype(np.float64)
-        x -= x.mean(axis=0)
-        order = random_stream("groups of images", settings.seed).permutation(len(x))
-        count = max(1, min(settings.groups, len(x) // 4))
-        groups = [np.sort(part) for part in np.array_split(order, count)]
-        rest = measures.without_leading_component(x)
-        some = draw_rows(len(rows), settings.pairwise, settings.seed)
-        return cls(_Rows.of(x, groups), _Rows.of(rest, groups), some)
-
-
-# Every layer is compared with every other: what was read of the last ones is kept.
-_SIDES: dict[Any, _Side] = {}
-_KEPT_SIDES = 40
-
-
-def _compare(a: _Side, b: _Side, settings: SimilaritySettings) -> list[dict[str, Any]]:
-    x, y = a.rows, b.rows
-    if not (x.x.any() and y.x.any()):
-        return [{"metric": "cka_debiased", "status": "a layer is constant", "n": len(x.x)}]
-    both, biased, debiased = x.cka(y)
-    exact = {
-        "null": measures.linear_cka_null(x.own, y.own),
-        "null_kind": "analytic, images paired anew",
-    }
-    rows: list[dict[str, Any]] = [
-        {"metric": "cka"} | biased | exact,
-        {"metric": "cka_debiased"} | debiased | _zero(),
-        {"metric": "cka_debiased_rest"} | a.rest.cka(b.rest)[2] | _zero(),
-    ]
-    stream = random_stream("paired anew", settings.seed)
-    orders = [stream.permutation(len(x.x)) for _ in range(settings.permutations)]
-    crosses = [CrossMoments.of(x.x, y.x[order]) for order in orders]
-    angles = [measures.procrustes_angle(one, x.own, y.own) for one in crosses]
-    rows.append(
-        {"metric": "procrustes", "value": measures.procrustes_angle(both, x.own, y.own)} | _null(angles)
-    )
-    rows += _canonical(both, x.own, y.own, crosses)
-    rows += _pairwise(a, b, settings)
-    return [{"n": len(x.x)} | row for row in rows]
-
-
 def _canonical(
-    both: CrossMoments, xx: CrossMoments, yy: CrossMoments, crosses: Sequence[CrossMoments]
-) -> list[dict[str, Any]]:
-    found = measures.canonical_correlations(both, xx, yy)
-    params = {"directions": list(found.dimensions), "variance_kept": measures.VARIANCE_KEPT}
-    if both.count < _IMAGES_A_DIRECTION * sum(found.dimensions):
-        why = f"fewer than {_IMAGES_A_DIRECTION} images a direction ({sum(found.dimensions)} directions)"
-        return [{"metric": name, "status": why, "params": params} for name in ("svcca", "pwcca")]
-    drawn = [measures.canonical_correlations(one, xx, yy) for one in crosses]
-    return [
-        {"metric": "svcca", "value": found.svcca, "params": params} | _null([one.svcca for one in drawn]),
-        {"metric": "pwcca", "value": found.pwcca, "params": params} | _null([one.pwcca for one in drawn]),
-    ]
-
-
-def _pairwise(a: _Side, b: _Side, settings: SimilaritySettings) -> list[dict[str, Any]]:
-    x, y = a.rows.x[a.some], b.rows.x[b.some]
-    stream = random_stream("pairs anew", settings.seed)
-    orders = [stream.permutation(len(x)) for _ in range(settings.permutations)]
-    drawn = [measures.representational_similarity(x, y[order]) for order in orders]
-    params = {"subsample": len(x)}
-    value = measures.representational_similarity(x, y)
-    rows = [{"metric": "rsa", "value": value, "params": params, "n": len(x)} | _null(drawn)]
-    if len(x) > settings.k:
-        rows.append(
-            {
-                "metric": "mutual_knn",
-                "value": measures.mutual_neighbours(x, y, settings.k),
-                "params": params | {"k": settings.k},
-                "n": len(x),
-                "null": settings.k / (len(x) - 1),
-                "null_kind": "analytic, k / (N − 1)",
-            }
+    a: Side, b: Side, cross: FloatArray, orders: Sequence[IntArray]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return rows of SVCCA and PWCCA at the first layer, and at the second: each weighted by its own layer."""
+    x, y = a.turned, b.turned
+    kept = (x.leading.shape[1], y.leading.shape[1])
+    params = [{"directions": list(one), "variance_kept": VARIANCE_KEPT} for one in (kept, kept[::-1])]
+    if len(x.rows) < _IMAGES_A_DIRECTION * sum(kept):
+        why = f"fewer than {_IMAGES_A_DIRECTION} images a direction ({sum(kept)} directions)"
+        first, second = (
+            [{"metric": name, "status": why, "params": one} for name in ("svcca", "pwcca")] for one in params
         )
-    return rows
+        return first, second
+    left, right = x.rows[:, : kept[0]], y.rows[:, : kept[1]]
+    found = correlate(x, y, cross)
+    drawn = [correlate(x, y, left.T @ right[order]) for order in orders]
+    first, second = (
+        [
+            {"metric": name, "value": getattr(found[way], name), "params": params[way]}
+            | _null([getattr(one[way], name) for one in drawn])
+            for name in ("svcca", "pwcca")
+        ]
+        for way in (0, 1)
+    )
+    return first, second
 
 
-def _zero() -> dict[str, Any]:
-    return {"null": 0.0, "null_kind": "analytic, unrelated layers"}
+def _pairwise(a: Side, b: Side, settings: SimilaritySettings) -> list[dict[str, Any]]:
+    n = len(a.ranks)
+    value = float(np.vdot(a.ranks, b.ranks))
+    rsa: dict[str, Any] = {"metric": "rsa", "params": {"subsample": n}, "n": n}
+    if np.isfinite(value):
+        half = _NORMAL * rank_correlation_spread(a.ranks, b.ranks)
+        rsa |= {"value": value, "null": 0.0, "null_low": -half, "null_high": half, "null_kind": _PAIRED_ANEW}
+    else:
+        rsa |= {"status": "all pairs of images are equally alike in a layer"}
+    if a.near is None or b.near is None:
+        return [rsa]
+    near = {
+        "metric": "mutual_knn",
+        "value": shared_neighbours(a.near, b.near),
+        "params": {"subsample": n, "k": settings.k},
+        "n": n,
+        "null": settings.k / (n - 1),
+        "null_kind": "analytic, k / (N − 1)",
+    }
+    return [rsa, near]
 
 
 def _null(drawn: list[float]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from probekit.features.features import Features
 
 # Changes whenever a stored cell would no longer hold what the code computes.
-CELL_FORMAT = 1
+CELL_FORMAT = 2
 
 
 def measure_similarity(
@@ -71,7 +71,8 @@ def measure_similarity(
     Raises:
         ProbekitError: If a model, data set, tap or setting cannot be used; before any image is read.
     """
-    from probekit.similarity.cell import Layer, SimilaritySettings
+    from probekit.similarity.cell import Layer
+    from probekit.similarity.side import SimilaritySettings
 
     settings = {
         name: list(value) if isinstance(value, tuple) else value

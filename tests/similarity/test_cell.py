@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from probekit.functional import similarity as measures
 from probekit.functional.moments import CrossMoments
 from probekit.functional.similarity import debiased_cka, linear_cka
-from probekit.similarity.cell import _SIDES, Layer, SimilaritySettings, similarity_of_tap
+from probekit.similarity import cell, side
+from probekit.similarity.cell import _PAIRS, Layer, similarity_of_tap
+from probekit.similarity.side import _SIDES, SimilaritySettings
 from tests.probes.conftest import features_of
 
 QUICK = SimilaritySettings(pairwise=150, permutations=4, groups=10)
@@ -21,6 +25,7 @@ OTHER = RNG.normal(size=(400, 6)).astype(np.float32)
 @pytest.fixture(autouse=True)
 def _fresh():
     _SIDES.clear()
+    _PAIRS.clear()
 
 
 def layer(name: str, values) -> Layer:
@@ -66,6 +71,48 @@ def test_values_and_intervals_are_those_of_the_functions():
     assert 2 < width / np.std(spread) < 7
 
 
+def test_one_way_measures_are_those_of_the_layer_they_stand_at():
+    three = [CrossMoments.of(*pair) for pair in ((BASE, NOISY), (BASE, BASE), (NOISY, NOISY))]
+    back = [CrossMoments.of(*pair) for pair in ((NOISY, BASE), (NOISY, NOISY), (BASE, BASE))]
+    # Under these names either layer comes first in the alphabet once.
+    for name in ("a", "z"):
+        _SIDES.clear()
+        _PAIRS.clear()
+        other = layer("m", NOISY)
+        own = layer(name, BASE)
+        forth = similarity_of_tap(own.features, others=[other], settings=QUICK).frame.set_index("metric")
+        found = similarity_of_tap(other.features, others=[own], settings=QUICK).frame.set_index("metric")
+        assert len(_PAIRS) == 1
+        assert forth.loc["pwcca", "value"] == pytest.approx(measures.canonical_correlations(*three).pwcca)
+        assert found.loc["pwcca", "value"] == pytest.approx(measures.canonical_correlations(*back).pwcca)
+        assert forth.loc["svcca", "params"] == forth.loc["pwcca", "params"]
+        assert forth.loc["svcca", "value"] == found.loc["svcca", "value"]
+        assert forth.loc["procrustes", "value"] == pytest.approx(measures.procrustes_angle(*three), abs=1e-9)
+
+
+def test_every_measure_has_a_null_that_says_its_kind(monkeypatch):
+    rows = compared(BASE, NOISY).loc["m layer0"]
+    assert rows["null"].notna().all()
+    assert rows.loc["rsa", "null_kind"] == "analytic, images paired anew"
+    assert rows.loc["rsa", "null_low"] < 0 < rows.loc["rsa", "null_high"]
+    assert rows.loc["procrustes", "null_kind"] == "permuted,4"
+    _SIDES.clear()
+    _PAIRS.clear()
+    monkeypatch.setattr(cell, "_WIDE", 3)
+    wide = compared(BASE, NOISY).loc["m layer0"]
+    assert wide.loc["procrustes", "null_kind"] == "permuted,2"
+    assert wide.loc["procrustes", "null"] == pytest.approx(rows.loc["procrustes", "null"], abs=0.05)
+
+
+def test_layers_beyond_the_room_for_them_are_read_again(monkeypatch):
+    before = compared(BASE, NOISY, OTHER)["value"]
+    _SIDES.clear()
+    _PAIRS.clear()
+    monkeypatch.setattr(side, "_KEPT_BYTES", 1)
+    pd.testing.assert_series_equal(compared(BASE, NOISY, OTHER)["value"], before)
+    assert len(_SIDES) == 1
+
+
 def test_too_few_images_a_direction_leave_canonical_correlations_empty():
     wide = RNG.normal(size=(60, 30)).astype(np.float32)
     rows = compared(wide, wide[:, ::-1]).loc["m layer0"]
@@ -78,6 +125,8 @@ def test_a_constant_layer_says_so():
     rows = compared(BASE, np.ones_like(BASE))
     assert list(rows["status"]) == ["a layer is constant"]
     _SIDES.clear()
+    _PAIRS.clear()
+    _PAIRS.clear()
     single = compared(BASE, np.concatenate([BASE[:, :1], 0 * BASE[:, 1:]], axis=1)).loc["m layer0"]
     assert single.loc["cka_debiased_rest", "status"] == "a layer has no variance left"
     assert single.loc["cka_debiased", "value"] > 0.1
