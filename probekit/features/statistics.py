@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from probekit.data.images import ImageSet
 from probekit.data.readers import open_images
@@ -62,7 +63,7 @@ def unfold(
     backbone = model if isinstance(model, Backbone) else load_backbone(model, device=device or "cpu")
     images = open_images(data)
     edited = unfolded(backbone, images)
-    subset, _ = _statistics_images(images)
+    subset, _ = _statistics_images(images, images.indices("train"))
     change = _relative_change(backbone, edited, next(_prepared(backbone, subset)))
     if not change <= UNCHANGED:
         raise CheckpointError(
@@ -83,11 +84,13 @@ def unfold(
 def recalibrated(backbone: Backbone, images: ImageSet) -> Backbone:
     """Return a copy whose batch-norm statistics come from at most 2,048 images of the training split.
 
-    The first images of the split are taken, spread evenly over it.
+    Images are taken spread evenly over the split. Where no image is for training, nothing is fitted to some
+    images and tested on others, and all of them count.
     """
     from probekit.backbones.batch_norm import recalibrate_batch_norm
 
-    subset, source = _statistics_images(images)
+    train = images.indices("train")
+    subset, source = _statistics_images(images, train if len(train) else np.arange(len(images)))
     return recalibrate_batch_norm(backbone, _prepared(backbone, subset), f"batch-norm statistics of {source}")
 
 
@@ -101,24 +104,24 @@ def unfolded(backbone: Backbone, images: ImageSet) -> Backbone:
     """
     from probekit.backbones.batch_norm import unfold_batch_norm
 
-    subset, source = _statistics_images(images)
+    subset, source = _statistics_images(images, images.indices("train"))
     return unfold_batch_norm(
         backbone, _prepared(backbone, subset), f"batch norm unfolded, statistics of {source}"
     )
 
 
-def _statistics_images(images: ImageSet) -> tuple[ImageSet, str]:
-    """Return the training images that batch-norm statistics come from, and what to call them."""
-    train = images.indices("train")
-    if len(train) < 2:
+def _statistics_images(images: ImageSet, places: NDArray[np.integer[Any]]) -> tuple[ImageSet, str]:
+    """Return the images at some places that batch-norm statistics come from, and what to call them."""
+    if len(places) < 2:
         raise InputError(
             "at least two training images to estimate batch-norm statistics",
-            f"{len(train)} in {images.name}",
+            f"{len(places)} in {images.name}",
             "Give a training split",
         )
-    chosen = train[np.unique(np.linspace(0, len(train) - 1, RECALIBRATION_IMAGES).astype(int))]
+    chosen = places[np.unique(np.linspace(0, len(places) - 1, RECALIBRATION_IMAGES).astype(int))]
     subset = images.select(chosen)
-    return subset, f"{len(subset)} training images of {images.name} ({images.digest[:12]})"
+    kind = "training images" if len(images.indices("train")) else "images"
+    return subset, f"{len(subset)} {kind} of {images.name} ({images.digest[:12]})"
 
 
 def _prepared(backbone: Backbone, images: ImageSet) -> Iterator[torch.Tensor]:

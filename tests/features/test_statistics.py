@@ -39,6 +39,18 @@ def test_recalibrated_statistics_are_those_of_the_training_split(store: Path):
     assert other.weights != backbone.weights
 
 
+def test_where_nothing_is_for_training_all_images_count():
+    backbone, whole = small_backbone(), images(64)
+    held_out = whole.select(whole.indices("test"))
+    other = recalibrated(backbone, held_out)
+    rows = range(len(held_out))
+    pixels = torch.from_numpy(np.stack([held_out.pixels(i, backbone.preprocessing) for i in rows]))
+    with torch.inference_mode():
+        x = backbone.module[0](backbone.prepare(pixels)).double()
+    torch.testing.assert_close(other.module[1].running_mean.double(), x.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
+    assert "training" not in other.checkpoint.summary()
+
+
 def test_an_unfolded_file_computes_the_same_and_loads_as_before(tmp_path: Path):
     flat = Backbone.from_module(folded(), preprocessing=SMALL)
     path = tmp_path / "new" / "unfolded.safetensors"
