@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,6 +48,34 @@ def by_hand(x, y):
     msb, msw, n0 = ssb / (c - 1), ssw / (total - c), (total - (n**2).sum() / total) / (c - 1)
     icc = (msb - msw) / (msb + (n0 - 1) * msw)
     return icc, (ssb - (c - 1) * msw) / (ssb + ssw + msw), msw / ((msb - msw) / n0)
+
+
+@pytest.mark.parametrize("counts", [(9, 9, 9, 9), (3, 17, 8, 11, 2)])
+def test_variance_components_of_one_feature_against_statsmodels(counts):
+    """An analysis of variance fitted as a linear model, which knows nothing of class sums."""
+    models = pytest.importorskip("statsmodels.formula.api", reason="statsmodels is not installed")
+    anova = pytest.importorskip("statsmodels.stats.anova", reason="statsmodels is not installed")
+    stream = np.random.default_rng(3)
+    y = np.repeat(np.arange(len(counts)), counts)
+    x = (2 * stream.normal(size=len(counts))[y] + stream.normal(size=len(y)))[:, None] + 4
+    table = anova.anova_lm(models.ols("x ~ C(y)", pd.DataFrame({"x": x[:, 0], "y": y})).fit())
+    (ssb, ssw), (msb, msw) = table["sum_sq"], table["mean_sq"]
+    n0 = (len(y) - np.square(counts).sum() / len(y)) / (len(counts) - 1)
+    classes = classes_of(x, y)
+    icc = (msb - msw) / (msb + (n0 - 1) * msw)
+    assert intraclass_correlation(classes).value == pytest.approx(icc, rel=1e-9)
+    omega = (ssb - (len(counts) - 1) * msw) / (ssb + ssw + msw)
+    assert omega_squared(classes).value == pytest.approx(omega, rel=1e-9)
+
+
+def test_the_random_effect_of_equal_classes_against_statsmodels():
+    """With equal classes, ICC(1) is the random effect's share at the restricted maximum of likelihood."""
+    models = pytest.importorskip("statsmodels.formula.api", reason="statsmodels is not installed")
+    x, y = planted(np.random.default_rng(5), 12, 15, 1, 0.7)
+    fitted = models.mixedlm("x ~ 1", pd.DataFrame({"x": x[:, 0], "y": y}), groups=y).fit(reml=True)
+    between = float(np.asarray(fitted.cov_re)[0, 0])
+    found = intraclass_correlation(classes_of(x, y)).value
+    assert found == pytest.approx(between / (between + fitted.scale), abs=1e-4)
 
 
 @settings(max_examples=40, deadline=None)
