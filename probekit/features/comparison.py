@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 SPLITS = {"yes": "seen", "no": "unseen", "unknown": "unknown"}
 
 
+# Keywords of a verb that stand in the provenance by themselves, or change nothing in its table.
+_NOT_STORED = frozenset({"models", "data", "store", "jobs", "device"})
+
+
 @dataclass(frozen=True)
 class Entry:
     """One model of a comparison.
@@ -220,6 +224,20 @@ def find_class_target(images: ImageSet, target: str | None) -> str | None:
         near = f"The nearest are {near_names(target, known)}" if known else "It has none"
         raise InputError(f"a class target of {images.name}", repr(target), near)
     return target
+
+
+def stored_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keywords of a verb, its first ``locals()``, as the JSON values its table keeps.
+
+    Examples:
+        >>> stored_settings({"taps": ("a", "b"), "seed": 0, "jobs": 2})
+        {'taps': ['a', 'b'], 'seed': 0}
+    """
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in given.items()
+        if name not in _NOT_STORED
+    }
 
 
 def list_entries(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from probekit.data.images import ImageSet
 from probekit.data.targets import GROUP, Target
 from probekit.errors import FeatureError, InputError
-from probekit.features.comparison import SPLITS, Comparison, find_class_target
+from probekit.features.comparison import SPLITS, Comparison, find_class_target, stored_settings
 from probekit.features.streaming import BATCH_SIZE, stream
 from probekit.functional.moments import Moments
 from probekit.probes.protocol import Protocol, Roles, assign_roles
@@ -81,13 +81,9 @@ def measure_geometry(
     Raises:
         ProbekitError: If a model, data set, tap or setting cannot be used; before any image is read.
     """
+    settings = stored_settings(locals())
     from probekit.geometry.cell import GeometrySettings
 
-    settings = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in locals().items()
-        if name not in {"models", "data", "store", "jobs", "device", "GeometrySettings"}
-    }
     chosen = GeometrySettings(permutations, pairs, subsample, probe, seed)
     comparison = Comparison.open("geometry", models, data, random=random, store=store)
     names = {images.name: class_target(images, target) for images in comparison.sets}

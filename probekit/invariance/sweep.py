@@ -14,7 +14,7 @@ from probekit.data.images import ImageSet
 from probekit.data.kept import kept_pixels
 from probekit.data.perturbations import parse_perturbations
 from probekit.errors import InputError
-from probekit.features.comparison import SPLITS, Comparison, find_class_target
+from probekit.features.comparison import SPLITS, Comparison, find_class_target, stored_settings
 from probekit.features.streaming import BATCH_SIZE
 from probekit.results.table import ResultTable
 from probekit.seeds import draw_rows, random_stream
@@ -80,13 +80,9 @@ def measure_invariance(
         ProbekitError: If a model, data set, tap, perturbation or setting cannot be used; before any image is
             read.
     """
+    settings = stored_settings(locals())
     from probekit.invariance.cell import InvarianceSettings
 
-    settings = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in locals().items()
-        if name not in {"models", "data", "store", "jobs", "device", "InvarianceSettings"}
-    }
     if images < 2:
         raise InputError("at least 2 images to change", str(images), "200 is the default")
     asked = [perturbations] if isinstance(perturbations, str) else perturbations

@@ -11,7 +11,7 @@ from probekit.backbones.spec import ModelSpec
 from probekit.data.images import ImageSet
 from probekit.data.targets import KINDS
 from probekit.errors import InputError, near_names
-from probekit.features.comparison import Comparison, each
+from probekit.features.comparison import Comparison, each, stored_settings
 from probekit.features.features import Features
 from probekit.features.streaming import BATCH_SIZE
 from probekit.probes.protocol import PENALTIES, Protocol, assign_roles
@@ -88,11 +88,7 @@ def probe(
     Raises:
         ProbekitError: If a model, data set, tap or setting cannot be used; before any probe is fitted.
     """
-    settings = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in locals().items()
-        if name not in {"models", "data", "store", "jobs", "device"}
-    }
+    settings = stored_settings(locals())
     protocol = Protocol(
         tuple(float(one) for one in penalties),
         val_fraction,

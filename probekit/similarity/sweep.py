@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probekit.features.comparison import Comparison
+from probekit.features.comparison import Comparison, stored_settings
 from probekit.features.streaming import BATCH_SIZE
 from probekit.results.table import ResultTable
 
@@ -71,14 +71,10 @@ def measure_similarity(
     Raises:
         ProbekitError: If a model, data set, tap or setting cannot be used; before any image is read.
     """
+    settings = stored_settings(locals())
     from probekit.similarity.cell import Layer
     from probekit.similarity.side import SimilaritySettings
 
-    settings = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in locals().items()
-        if name not in {"models", "data", "store", "jobs", "device", "Layer", "SimilaritySettings"}
-    }
     chosen = SimilaritySettings(subsample, pairwise, groups, permutations, k, seed)
     comparison = Comparison.open("similarity", models, data, random=random, store=store)
     read: dict[str, Any] = {
