@@ -50,6 +50,7 @@ def plot_depth(
         raise InputError(
             "a number in 'depth' in every row", "rows without one", "Draw another kind of figure"
         )
+    logarithmic = facts.ratio and bool((rows["value"] > 0).all())
     with style.styled():
         figure, axes, pairs = _panels(rows)
         handles: dict[str, Any] = {}
@@ -64,8 +65,11 @@ def plot_depth(
             _label_depth(place, own, last_row=i + COLUMNS >= len(pairs))
             place.set_title(_title(pairs, name, one))
             if i % COLUMNS == 0:
-                place.set_ylabel(_wrapped(facts.axis))
-            _limit(place, lines, randoms, metric, facts)
+                place.set_ylabel(_wrapped(facts.axis + (" (log scale)" if logarithmic else "")))
+            if logarithmic:
+                _stretch(place)
+            else:
+                _limit(place, lines, randoms, metric, facts)
         _finish(figure, handles, _depth_notes(table, rows, metric))
     return style.finish(figure, _depth_caption(facts, rows))
 
@@ -273,6 +277,13 @@ def _limit(
     axes.set_ylim(low, top if facts.high is None else min(top, facts.high + 0.08 * span))
 
 
+def _stretch(axes: Axes) -> None:
+    """Draw a ratio on a logarithmic axis, with room for the level names."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high * (high / low) ** 0.07)
+
+
 def _finish(figure: Figure, handles: dict[str, Any], notes: Sequence[str]) -> None:
     # Models first, references last.
     order = sorted(handles, key=lambda name: name.startswith(("null", "random init")))
@@ -297,7 +308,8 @@ def _depth_notes(table: ResultTable, rows: pd.DataFrame, metric: str) -> list[st
         notes.append("Open markers: the interval reaches the null's range")
     if metric == "r2" and bool((rows["value"] < R2_FLOOR).any()):
         notes.append(f"Values below {R2_FLOOR:g} are cut off")
-    notes += [star] if not metric.endswith("_difference") else []
+    starred = metric_facts(metric).higher_is_better is not None and not metric.endswith("_difference")
+    notes += [star] if starred else []
     missing = table.frame[(table.frame["metric"] == metric) & (table.frame["status"] != "ok")]
     return [*notes, f"{len(missing)} undefined values left out" if len(missing) else ""]
 
@@ -343,9 +355,9 @@ def _count(rows: pd.DataFrame) -> str:
     if not counts:
         return ""
     span = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    data = _only(rows["data"])
-    words = f"n = {span} test images" if set(rows["split"]) == {"test"} else f"n = {span} images"
-    return f"{style.plain(data)}: {words}" if data else words
+    data, of_test = _only(rows["data"]), _only(rows["split"]) == "test"
+    what = f"n = {span} {'test ' if of_test else ''}images"
+    return f"{style.plain(data)}: {what}" if data else what
 
 
 def _interval(rows: pd.DataFrame) -> str:

@@ -109,7 +109,9 @@ def curves(table: ResultTable, rows: pd.DataFrame, x: str = "depth") -> list[Cur
     """
     controls = set(table.controls)
     metric = str(rows["metric"].iloc[0])
-    choices = choose_taps(table.frame, metric)
+    # Where neither end is better, no tap is the best.
+    judged = metric_facts(metric).higher_is_better is not None
+    choices = choose_taps(table.frame, metric) if judged else {}
     keyed = rows.assign(place=_places(rows, x), versus=_params(rows, "versus"), several=_readouts(rows))
     found = []
     for model in table.models:

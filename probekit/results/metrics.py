@@ -22,6 +22,7 @@ class MetricFacts:
         chance: Value without any information, from the number of classes; None where only a
             permutation can tell.
         formula: The chance value in words, '' if there is none.
+        ratio: Whether values are ratios without an upper end: equal factors then look alike on an axis.
     """
 
     label: str
@@ -32,6 +33,7 @@ class MetricFacts:
     reading: str = ""
     chance: Callable[[int], float] | None = None
     formula: str = ""
+    ratio: bool = False
 
     @property
     def axis(self) -> str:
@@ -203,6 +205,7 @@ METRICS: dict[str, MetricFacts] = {
         None,
         "Total variance inside classes over that between them, debiased; low means that images of a class"
         " lie close. It has no upper end where classes do not differ, and is then left empty.",
+        ratio=True,
     ),
     "cdnv": MetricFacts(
         "Class-distance normalised variance",
@@ -212,6 +215,7 @@ METRICS: dict[str, MetricFacts] = {
         None,
         "Median over pairs of classes: mean variance inside the two over their squared distance, "
         "debiased. It sees variance in all directions, also those in which the classes do not differ.",
+        ratio=True,
     ),
     "directional_cdnv": MetricFacts(
         "Directional CDNV",
@@ -222,6 +226,7 @@ METRICS: dict[str, MetricFacts] = {
         "Median over pairs of classes: variance inside a class along the line to the other, over their "
         "squared distance. Only this variance makes a linear classifier of few images err: read it beside"
         " CDNV, which may be high while this is low.",
+        ratio=True,
     ),
     "vci": MetricFacts(
         "Variability collapse index",
@@ -241,6 +246,7 @@ METRICS: dict[str, MetricFacts] = {
         None,
         "Variance inside classes relative to that between them, direction by direction; 0 is collapse. It "
         "depends on D, the classes and images a class: compare with the null, not between taps.",
+        ratio=True,
     ),
     "nc2_norms": MetricFacts(
         "NC2, norms",
@@ -552,6 +558,19 @@ def metric_facts(metric: str) -> MetricFacts:
     return MetricFacts(words[:1].upper() + words[1:], higher_is_better=None)
 
 
+def base_metric(metric: str) -> str:
+    """Return the metric that a name is a variant of: unit length, centred, or a difference.
+
+    Examples:
+        >>> base_metric("icc_l2"), base_metric("accuracy")
+        ('icc', 'accuracy')
+    """
+    for suffix in (_UNIT_LENGTH, _CENTRED, _DIFFERENCE):
+        if metric not in METRICS and metric.removesuffix(suffix) in METRICS:
+            return metric.removesuffix(suffix)
+    return metric
+
+
 def kind_words(kind: str) -> str:
     """Say in words what a kind of interval or null is.
 
@@ -560,7 +579,7 @@ def kind_words(kind: str) -> str:
         ('permuted, 20 draws', 't-interval over draws', 'bootstrap over test units')
     """
     name, _, detail = (part.strip() for part in kind.rpartition(","))
-    if not name:
+    if not name or name == "analytic":
         return kind
     if detail.isdigit():
         return f"{name}, {detail} draws"

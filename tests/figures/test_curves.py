@@ -161,3 +161,35 @@ def test_a_table_without_depth_or_rows_is_refused(table):
         plot_depth(ResultTable(table.frame.assign(depth=np.nan)), "accuracy")
     with pytest.raises(InputError, match="a table with rows"):
         plot_depth(ResultTable.from_rows([]))
+
+
+def geometry(metric: str, values=(0.5, 2.0, 50.0), split: str = "unknown"):
+    return ResultTable.from_rows(
+        [
+            {"model": "a", "tap": f"t{i}", "block": f"b{i}", "depth": i / 2, "target": "y", "metric": metric}
+            | {"value": value, "n": 80, "split": split, "analysis": "geometry"}
+            for i, value in enumerate(values)
+        ]
+    )
+
+
+def test_where_neither_end_is_better_no_tap_is_starred_and_all_images_count():
+    figure = plot_depth(geometry("icc", (0.1, 0.3, 0.2)))
+    assert "n = 80 images" in footer(figure)
+    assert "★" not in footer(figure)
+    assert (
+        len(figure.axes[0].collections)
+        == len(plot_depth(geometry("accuracy", (0.1,))).axes[0].collections) - 1
+    )
+    assert "n = 80 test images" in footer(plot_depth(geometry("accuracy", (0.1, 0.3), "test")))
+
+
+def test_ratios_have_a_logarithmic_axis_where_they_are_above_0():
+    axes = plot_depth(geometry("within_between")).axes[0]
+    assert axes.get_yscale() == "log"
+    assert axes.get_ylabel() == "Within/between variance (log scale)"
+    low, high = axes.get_ylim()
+    assert 0 < low < 0.5
+    assert high > 50
+    assert plot_depth(geometry("within_between", (0.0, 1.0))).axes[0].get_yscale() == "linear"
+    assert plot_depth(geometry("icc", (0.1, 0.2))).axes[0].get_yscale() == "linear"
