@@ -6,7 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from probekit.results.metrics import metric_facts
+import pandas as pd
+
+from probekit.results.families import FAMILIES
+from probekit.results.metrics import base_metric, kind_words, metric_facts
+from probekit.results.presentation import fixed
 from probekit.results.schema import LEVELS
 from probekit.results.table import ResultTable
 
@@ -81,8 +85,61 @@ def run_rows(tables: Mapping[str, ResultTable]) -> list[dict[str, Any]]:
     return rows
 
 
-def metric_rows(tables: Mapping[str, ResultTable]) -> list[dict[str, str]]:
-    """Return how to read each metric that occurs."""
+def reading_rows(tables: Mapping[str, ResultTable]) -> list[dict[str, Any]]:
+    """Return how to read what occurs: families of metrics, each with the facts and nulls of its own."""
+    rows = _metric_rows(tables)
+    families = []
+    for one in FAMILIES:
+        own = [row for row in rows if row["base"] in one.metrics]
+        if own:
+            families.append({"title": one.title, "reading": one.reading, "metrics": own})
+            rows = [row for row in rows if row not in own]
+    others = [{"title": "", "reading": "", "metrics": rows}] if rows else []
+    return [*others, *families]
+
+
+def general_rows(tables: Mapping[str, ResultTable]) -> list[dict[str, str]]:
+    """Return what null, random init and interval mean in the analyses that occur."""
+    analyses = {str(name) for table in tables.values() for name in table.frame["analysis"].unique()}
+    chosen = [words for name, words in _GENERAL.items() if name in analyses] or [_GENERAL["probe"]]
+    made = {
+        "Null": [one[0] for one in chosen],
+        "Random init": [_RANDOM],
+        "Interval": [one[1] for one in chosen],
+    }
+    return [{"term": term, "text": " ".join(dict.fromkeys(texts))} for term, texts in made.items()]
+
+
+_RANDOM = (
+    "The same architecture without training, as a model of its own. What it reaches comes from the "
+    "architecture and the images, not from pretraining."
+)
+# Analysis → what its null and its interval are.
+_GENERAL = {
+    "probe": (
+        "The same metric after its target was destroyed, usually by permuting labels before fitting. What "
+        "does not clear the null's range is not there.",
+        "How far the value would move with other test images, the fitted probe held fixed. It does not "
+        "cover other pretraining seeds.",
+    ),
+    "geometry": (
+        "The same measure after the class labels were permuted among the images: what it shows without any "
+        "class. What does not clear the null's range is not there.",
+        "How far the value would move with other classes: one class at a time is left out. Measures without "
+        "an interval have none that was found to hold.",
+    ),
+    "similarity": (
+        "The same measure after the images of one layer were paired with other images of the other layer: "
+        "by a formula where there is one (analytic), else mean and range of some new pairings (permuted). A "
+        "value near its null is no likeness, however high it is.",
+        "How far the value would move with other images: one group of images at a time is left out. Only "
+        "kernel alignment has one; it does not cover other pretraining seeds.",
+    ),
+}
+
+
+def _metric_rows(tables: Mapping[str, ResultTable]) -> list[dict[str, str]]:
+    """Return how to read each metric that occurs, and where its null lies."""
     names = dict.fromkeys(name for table in tables.values() for name in table.metrics)
     rows = []
     for name in names:
@@ -96,16 +153,28 @@ def metric_rows(tables: Mapping[str, ResultTable]) -> list[dict[str, str]]:
             direction,
             " ".join(end for end in ends if end),
             f"chance {facts.formula}" if facts.formula else "",
+            *_nulls(pd.concat([table.frame[table.frame["metric"] == name] for table in tables.values()])),
         ]
         rows.append(
             {
                 "name": name,
+                "base": base_metric(name),
                 "label": facts.label,
                 "reading": facts.reading,
                 "facts": "; ".join(filter(None, parts)),
             }
         )
     return rows
+
+
+def _nulls(rows: pd.DataFrame) -> list[str]:
+    """Say in which range the nulls of a metric lie here, kind by kind."""
+    made = []
+    for kind, own in rows[rows["null"].notna()].groupby("null_kind", sort=False):
+        low, high = (fixed(float(own["null"].agg(end)), 3) for end in ("min", "max"))
+        span = low if low == high else f"{low} to {high}"
+        made.append(f"null {span} ({kind_words(str(kind))})" if kind else f"null {span}")
+    return made
 
 
 def level_rows(tables: Mapping[str, ResultTable]) -> list[dict[str, str]]:

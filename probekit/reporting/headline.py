@@ -8,34 +8,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from probekit.reporting.likeness import is_similarity
+from probekit.reporting.span import Span, digits
 from probekit.results.choosing import TapChoice, choose_taps
 from probekit.results.metrics import MetricFacts, kind_words, metric_facts
-from probekit.results.presentation import fixed, primary_metrics
+from probekit.results.presentation import primary_metrics
 from probekit.results.schema import read_params
 from probekit.results.table import ResultTable
 
 # Size of the drawing beside each value, in pixels.
 STRIP_WIDTH, STRIP_HEIGHT = 150.0, 18.0
-
-
-@dataclass(frozen=True)
-class Span:
-    """A value with its ends, as text and as places in the drawing."""
-
-    text: str
-    ends: str
-    value: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, value: float, low: float, high: float) -> Span:
-        """Write a value and its ends with three digits."""
-        if np.isnan(value):
-            return cls("–", "", value, value, value)
-        known = not (np.isnan(low) or np.isnan(high))
-        ends = f"{_digits(low)} to {_digits(high)}" if known else ""
-        return cls(_digits(value), ends, value, low if known else value, high if known else value)
 
 
 @dataclass(frozen=True)
@@ -55,11 +37,16 @@ class HeadlineRow:
 
 @dataclass(frozen=True)
 class HeadlineBlock:
-    """All models on all targets of one data set that one metric judges, drawn to one scale."""
+    """All models on all targets of one data set that one metric judges, drawn to one scale.
+
+    Where neither end of the metric is better, ``judged`` is False: the taps are those of the highest value.
+    """
 
     data: str
     label: str
+    judged: bool
     n: str
+    units: str
     ci_kind: str
     null_kind: str
     targets: dict[str, list[HeadlineRow]]
@@ -78,7 +65,12 @@ class _Found:
 
 
 def headline_blocks(table: ResultTable) -> list[HeadlineBlock]:
-    """Return the headline of a table, one block per metric and data set; differences have none."""
+    """Return the headline of a table, one block per metric and data set.
+
+    Differences have none, and neither have layers against layers: see `likeness_blocks`.
+    """
+    if is_similarity(table):
+        return []
     blocks = []
     for metric in primary_metrics(table.frame):
         if metric.endswith("_difference"):
@@ -123,11 +115,13 @@ def _block(
     return HeadlineBlock(
         data=data,
         label=facts.axis,
+        judged=facts.higher_is_better is not None,
+        units="test images" if _only(own["split"]) == "test" else "images",
         n=f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}" if counts else "",
         ci_kind=kind_words(_only(own["ci_kind"])),
         null_kind=kind_words(_only(own["null_kind"])),
         targets={target: _rows(rows, facts, low, high) for target, rows in found.items()},
-        scale=(_digits(low), _digits(high)),
+        scale=(digits(low), digits(high)),
     )
 
 
@@ -206,10 +200,6 @@ def _clears(one: _Found, facts: MetricFacts) -> bool:
     if np.isnan(one.null.value):
         return True
     return one.value.low > one.null.high if facts.higher_is_better else one.value.high < one.null.low
-
-
-def _digits(value: float) -> str:
-    return fixed(value, 3)
 
 
 def _only(values: pd.Series[Any]) -> str:

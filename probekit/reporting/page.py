@@ -18,8 +18,9 @@ from probekit.errors import InputError
 from probekit.figures.style import Prints
 from probekit.files import safe_name, write_text
 from probekit.reporting.embedding import EmbeddedFigure, embed_figures, within_budget
-from probekit.reporting.facts import data_rows, level_rows, metric_rows, model_rows, run_rows
+from probekit.reporting.facts import data_rows, general_rows, level_rows, model_rows, reading_rows, run_rows
 from probekit.reporting.headline import STRIP_HEIGHT, STRIP_WIDTH, comparison_rows, headline_blocks
+from probekit.reporting.likeness import is_similarity, likeness_blocks
 from probekit.reporting.warnings import SEVERITIES, Caution, list_cautions
 from probekit.results.presentation import grid, html, primary_metrics
 from probekit.results.table import ResultTable
@@ -96,6 +97,7 @@ def _context(
     links: Mapping[str, str] | None,
 ) -> dict[str, Any]:
     blocks = [block for table in tables.values() for block in headline_blocks(table)]
+    likeness = [block for table in tables.values() for block in likeness_blocks(table)]
     comparisons = [row for table in tables.values() for row in comparison_rows(table)]
     cautions = _cautions(tables)
     return {
@@ -107,11 +109,13 @@ def _context(
         "data": data_rows(tables),
         "runs": run_rows(tables),
         "levels": level_rows(tables),
-        "metrics": metric_rows(tables),
+        "families": reading_rows(tables),
+        "general": general_rows(tables),
         "cautions": cautions,
         "severities": SEVERITIES,
         "blocks": blocks[:PRINTED_BLOCKS],
         "more_blocks": max(0, len(blocks) - PRINTED_BLOCKS),
+        "likeness": likeness[:PRINTED_BLOCKS],
         "comparisons": comparisons[:PRINTED_COMPARISONS],
         "more_comparisons": max(0, len(comparisons) - PRINTED_COMPARISONS),
         "strip": {"width": STRIP_WIDTH, "height": STRIP_HEIGHT},
@@ -129,7 +133,8 @@ def _cautions(tables: Mapping[str, ResultTable]) -> list[Caution]:
 def _grids(tables: Mapping[str, ResultTable]) -> list[Markup]:
     """Return the primary metrics, model by tap, as HTML that escapes its own names."""
     made: list[Markup] = []
-    for table in tables.values():
+    # Layers against layers fill matrices, which are drawn.
+    for table in [one for one in tables.values() if not is_similarity(one)]:
         scored = table.frame[table.frame["metric"].isin(primary_metrics(table.frame))]
         # Other architectures have other taps, so they get tables of their own.
         parts = scored[["metric", "data", "target", "arch"]].drop_duplicates()

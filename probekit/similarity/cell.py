@@ -130,7 +130,7 @@ def _with_interval(values: FloatArray) -> dict[str, Any]:
 def _canonical(
     a: Side, b: Side, cross: FloatArray, orders: Sequence[IntArray]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return rows of SVCCA and PWCCA at the first layer, and at the second: each weighted by its own layer."""
+    """Return rows of SVCCA and PWCCA at the first layer and at the second, weighted by either."""
     x, y = a.turned, b.turned
     kept = (x.leading.shape[1], y.leading.shape[1])
     params = [{"directions": list(one), "variance_kept": VARIANCE_KEPT} for one in (kept, kept[::-1])]

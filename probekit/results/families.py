@@ -1,0 +1,104 @@
+"""How to read measures that belong together, in plain English; single ones are explained in `metrics`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Family:
+    """Measures that are read alike.
+
+    Attributes:
+        title: What they have in common.
+        reading: How to read them, and what they cannot say.
+        metrics: Their names, without the endings of variants.
+    """
+
+    title: str
+    reading: str
+    metrics: tuple[str, ...]
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family(
+        "Kernel alignment: do two layers find the same images alike?",
+        "Both layers give every pair of images a similarity; these measures say how far the two lists "
+        "agree. 1 is agreement up to rotation and scale. Read the debiased value: 0 then means unrelated, "
+        "while the plain one is above 0 for any two layers and the more so the fewer the images (its null "
+        "says by how much). Then read the one without leading components. Where it is much lower, the "
+        "layers agree in one coarse direction, such as brightness, and not in the rest.",
+        ("cka", "cka_debiased", "cka_debiased_rest"),
+    ),
+    Family(
+        "Rotation: how far is one layer from being the other, turned?",
+        "An angle: 0 is the same cloud of images up to rotation and scale, π/2 is as far as can be. High "
+        "here means unlike. Unrelated wide layers do not reach π/2, because a rotation always finds "
+        "something to fit: compare with the null, in angle as much as in order.",
+        ("procrustes",),
+    ),
+    Family(
+        "Canonical correlation: can one layer be read from the other by a linear map?",
+        "All directions that hold most of the variance count alike, however little variance each of them "
+        "has, so these measures see detail that kernel alignment passes over. 1 means that each layer is a "
+        "linear map of the other. They rise with the number of directions for every pair, related or not: "
+        "only the distance from the null counts, and with fewer than ten images a direction they are left "
+        "empty.",
+        ("svcca", "pwcca"),
+    ),
+    Family(
+        "Pairs and neighbours: is the order of similarities the same?",
+        "Only ranks count, not distances. RSA compares the order of all pairs of images, most of which are "
+        "far apart; mutual neighbours compare the few nearest images, which decide retrieval. Two layers "
+        "may agree in one and not in the other. Chance is 0 for the first, and k of the other images for "
+        "the second.",
+        ("rsa", "mutual_knn"),
+    ),
+    Family(
+        "Variance: how much of it lies between classes?",
+        "Shares of variance, debiased, so that 0 is no class signal however many features or images there "
+        "are. High means invariance: images of a class lie close and what tells them apart is lost or "
+        "small. That helps a task about these classes and harms one about anything else, so neither end is "
+        "better. The within/between ratio says the same as a quotient and is drawn on a logarithmic axis.",
+        ("icc", "omega_squared", "within_between", "class_separation", "within_class_r2"),
+    ),
+    Family(
+        "Class distances: how wide are classes beside the distances between them?",
+        "Spread of a class over the distance to another, at the median pair of classes: low is well apart. "
+        "The plain one counts spread in all directions, the directional one only along the line between the "
+        "two classes. A layer may be high in the first and low in the second: it then varies a lot inside "
+        "classes, but not in a way that confuses them. Equal steps of the axis are equal factors.",
+        ("cdnv", "directional_cdnv"),
+    ),
+    Family(
+        "Collapse: has training squeezed classes to points?",
+        "The four signs of neural collapse, and an index that can be compared between layers. Most depend "
+        "on width and number of images and look like collapse on noise as well: read each beside its null, "
+        "and only where ICC is above its own.",
+        ("vci", "nc1", "nc2_norms", "nc2_angles", "nc3", "nc4"),
+    ),
+    Family(
+        "Cosines: how alike are directions of features?",
+        "Lengths are left out. Features after a ReLU point all one way, so that any two images have a high "
+        "cosine: read the gap between pairs of one class and of two, best after centring.",
+        ("cosine_intra", "cosine_inter", "cosine_gap", "alignment", "uniformity"),
+    ),
+    Family(
+        "Neighbours: are the nearest images of the same class?",
+        "Nothing is fitted. These measures say what a search by similarity would return, and fall when a "
+        "class has few images even if the features stay the same: compare layers on the same images only.",
+        ("silhouette", "recall_at_1", "recall_at_5", "recall_at_10", "map_at_r"),
+    ),
+    Family(
+        "Spectrum: over how many directions do features spread?",
+        "Classes play no part. High means many directions in use. All of these depend on the number of "
+        "images and on the width, and none of them is good or bad by itself.",
+        ("effective_rank", "participation_ratio", "rankme", "alpha_req", "two_nn"),
+    ),
+    Family(
+        "Transfer scores: how well would a linear head do?",
+        "Guesses made without training a head. They rank taps and models on the same images; their units "
+        "mean nothing elsewhere.",
+        ("logme", "h_score", "ncm_accuracy"),
+    ),
+)
