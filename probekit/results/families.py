@@ -90,6 +90,15 @@ FAMILIES: tuple[Family, ...] = (
         ("silhouette", "recall_at_1", "recall_at_5", "recall_at_10", "map_at_r"),
     ),
     Family(
+        "Changes of the image: what does a layer ignore?",
+        "Every image is changed step by step, and its features are compared with those of the unchanged "
+        "image. Invariance is good or bad only for a task: a layer that ignores colour cannot tell ripe from "
+        "green. Compare one perturbation across layers and models; strengths of different perturbations have "
+        "no common scale. Whitened measures count directions alike, shares of variance large ones more. A "
+        "random network is not invariant where depth has made it chaotic: it moves as far as the null.",
+        ("whitened_cosine", "mahalanobis", "perturbation_variance", "lidar", "target_invariance"),
+    ),
+    Family(
         "Spectrum: over how many directions do features spread?",
         "Classes play no part. High means many directions in use. All of these depend on the number of "
         "images and on the width, and none of them is good or bad by itself.",

@@ -1,0 +1,360 @@
+"""Facts about measures of geometry, invariance and similarity; those of probes are in `metrics`."""
+
+from __future__ import annotations
+
+from probekit.results.metric import MetricFacts, share, uniform
+
+MEASURES: dict[str, MetricFacts] = {
+    "icc": MetricFacts(
+        "ICC(1)",
+        "",
+        None,
+        None,
+        1.0,
+        "Share of the features' variance that lies between classes, debiased: 0 without class signal, 1 "
+        "where all images of a class are one point. High means that the layer has become invariant to "
+        "what varies inside a class; whether that helps depends on the task.",
+    ),
+    "omega_squared": MetricFacts(
+        "ω²",
+        "",
+        None,
+        None,
+        1.0,
+        "Share of the variance of these very images that their classes explain, debiased. Unlike ICC it "
+        "counts frequent classes more.",
+    ),
+    "within_between": MetricFacts(
+        "Within/between variance",
+        "",
+        None,
+        0.0,
+        None,
+        "Total variance inside classes over that between them, debiased; low means that images of a class"
+        " lie close. It has no upper end where classes do not differ, and is then left empty.",
+        ratio=True,
+    ),
+    "cdnv": MetricFacts(
+        "Class-distance normalised variance",
+        "",
+        None,
+        0.0,
+        None,
+        "Median over pairs of classes: mean variance inside the two over their squared distance, "
+        "debiased. It sees variance in all directions, also those in which the classes do not differ.",
+        ratio=True,
+    ),
+    "directional_cdnv": MetricFacts(
+        "Directional CDNV",
+        "",
+        None,
+        0.0,
+        None,
+        "Median over pairs of classes: variance inside a class along the line to the other, over their "
+        "squared distance. Only this variance makes a linear classifier of few images err: read it beside"
+        " CDNV, which may be high while this is low.",
+        ratio=True,
+    ),
+    "vci": MetricFacts(
+        "Variability collapse index",
+        "",
+        None,
+        0.0,
+        1.0,
+        "One minus the share of the shrunk total covariance that class means fill: 0 where classes are "
+        "points, 1 where they do not differ. With fewer than ten images a feature it is low by chance: "
+        "compare with the null.",
+    ),
+    "nc1": MetricFacts(
+        "NC1",
+        "",
+        None,
+        0.0,
+        None,
+        "Variance inside classes relative to that between them, direction by direction; 0 is collapse. It "
+        "depends on D, the classes and images a class: compare with the null, not between taps.",
+        ratio=True,
+    ),
+    "nc2_norms": MetricFacts(
+        "NC2, norms",
+        "",
+        None,
+        0.0,
+        None,
+        "How unequal the distances of class means from the centre are; 0 on a simplex. Means of noise "
+        "look like a simplex as well: it says something only where ICC is above its null.",
+    ),
+    "nc2_angles": MetricFacts(
+        "NC2, angles",
+        "",
+        None,
+        0.0,
+        None,
+        "Mean deviation of the cosines between class means from −1/(C − 1); 0 on a simplex. Means of "
+        "noise look like a simplex as well: it says something only where ICC is above its null.",
+    ),
+    "nc3": MetricFacts(
+        "NC3",
+        "",
+        None,
+        0.0,
+        2.0,
+        "Distance of the fitted probe's weights from the class means, both of unit norm: 0 is the same, √2 "
+        "unrelated.",
+    ),
+    "nc4": MetricFacts(
+        "NC4",
+        "",
+        None,
+        0.0,
+        1.0,
+        "Share of test images that the fitted probe and the nearest class mean name alike.",
+        uniform,
+        "about 1 / C",
+    ),
+    "cosine_intra": MetricFacts(
+        "Cosine inside classes",
+        "",
+        None,
+        -1.0,
+        1.0,
+        "Mean cosine of two images of a class. Features that are never negative have high cosines of any "
+        "pair: read the gap, or the centred one.",
+    ),
+    "cosine_inter": MetricFacts(
+        "Cosine between classes", "", None, -1.0, 1.0, "Mean cosine of two images of different classes."
+    ),
+    "cosine_gap": MetricFacts(
+        "Cosine gap",
+        "",
+        None,
+        -2.0,
+        2.0,
+        "Mean cosine inside classes minus that between them; 0 without class signal.",
+    ),
+    "alignment": MetricFacts(
+        "Alignment", "", None, 0.0, 4.0, "Mean squared distance of two images of a class, at unit length."
+    ),
+    "uniformity": MetricFacts(
+        "Uniformity",
+        "",
+        None,
+        None,
+        0.0,
+        "How evenly features of unit length are spread: 0 where all are alike, about −4 where they fill a"
+        " sphere of many dimensions.",
+    ),
+    "class_separation": MetricFacts(
+        "Class separation R²",
+        "",
+        None,
+        None,
+        1.0,
+        "One minus cosine distance inside classes over distance overall, debiased; 0 without class signal. "
+        "Losses that raise it on the pretraining classes tend to transfer worse.",
+    ),
+    "silhouette": MetricFacts(
+        "Silhouette",
+        "",
+        None,
+        -1.0,
+        1.0,
+        "How much nearer an image is to its own class than to the next one, on average. It drifts with D at "
+        "equal class signal.",
+    ),
+    "recall_at_1": share("Recall@1", "Share of images whose nearest other image is of their class."),
+    "recall_at_5": share(
+        "Recall@5", "Share of images with one of their class among the 5 nearest.", chance=False
+    ),
+    "recall_at_10": share(
+        "Recall@10", "Share of images with one of their class among the 10 nearest.", chance=False
+    ),
+    "map_at_r": share(
+        "MAP@R",
+        "Average precision within the R nearest images, R being how many others the class has. Recall@1 "
+        "saturates where this still tells layers apart.",
+        chance=False,
+    ),
+    "within_class_r2": MetricFacts(
+        "R² inside classes",
+        "",
+        None,
+        None,
+        1.0,
+        "Share of a factor's test variance inside classes that a linear map reads from what features keep"
+        " inside classes: 0 is nothing. Low means invariance to that factor, or a readout that cannot "
+        "show it.",
+    ),
+    "whitened_cosine": MetricFacts(
+        "Whitened cosine",
+        "",
+        None,
+        -1.0,
+        1.0,
+        "Between an image and its changed copy, features whitened by all images: 1 is full invariance to "
+        "the change, the null is that of other images. A layer that ignores everything carries nothing: "
+        "read it beside the probes.",
+    ),
+    "mahalanobis": MetricFacts(
+        "Mahalanobis distance",
+        "",
+        None,
+        0.0,
+        None,
+        "Between an image and its changed copy, in units of how features vary between images; about √(2D) "
+        "for two unrelated images.",
+    ),
+    "perturbation_variance": MetricFacts(
+        "Variance made by the perturbation",
+        "",
+        None,
+        None,
+        1.0,
+        "Share of the features' variance over images and strengths that lies between copies of one image: "
+        "0 is invariance, 1 means that images can no longer be told apart.",
+    ),
+    "lidar": MetricFacts(
+        "LiDAR",
+        "",
+        None,
+        1.0,
+        None,
+        "Number of directions in which images differ by more than their changed copies do; at most the "
+        "number of images less one, so it is compared at equal numbers only.",
+    ),
+    "target_invariance": MetricFacts(
+        "Firing share of the best units",
+        "",
+        None,
+        0.0,
+        1.0,
+        "How often the best units of a class fire for its held-out images, whatever is done to them, when "
+        "each unit fires as often over all images as the class occurs. The null permutes the classes.",
+    ),
+    "cka": MetricFacts(
+        "Linear CKA",
+        "",
+        None,
+        0.0,
+        1.0,
+        "Alignment of the two layers' similarities of images; biased upwards by few images: the null is "
+        "its mean over all pairings of images.",
+    ),
+    "cka_debiased": MetricFacts(
+        "Debiased CKA",
+        "",
+        None,
+        None,
+        1.0,
+        "The same from unbiased estimates: 0 on average for unrelated layers. A few directions of large "
+        "variance can decide it: compare with the one without them.",
+    ),
+    "cka_debiased_rest": MetricFacts(
+        "Debiased CKA without leading components",
+        "",
+        None,
+        None,
+        1.0,
+        "After each layer lost its direction of largest variance.",
+    ),
+    "procrustes": MetricFacts(
+        "Procrustes angle",
+        "radians",
+        None,
+        0.0,
+        1.5708,
+        "Angle between the layers after the best rotation: 0 is the same shape, π/2 unrelated.",
+    ),
+    "svcca": MetricFacts(
+        "SVCCA",
+        "",
+        None,
+        0.0,
+        1.0,
+        "Mean canonical correlation of the directions that hold 99 % of each layer's variance.",
+    ),
+    "pwcca": MetricFacts(
+        "PWCCA", "", None, 0.0, 1.0, "The same, weighted by what the first layer uses: not symmetric."
+    ),
+    "rsa": MetricFacts(
+        "RSA",
+        "",
+        None,
+        -1.0,
+        1.0,
+        "Rank correlation of the two layers' dissimilarities of all pairs of images.",
+    ),
+    "mutual_knn": MetricFacts(
+        "Mutual neighbours",
+        "",
+        None,
+        0.0,
+        1.0,
+        "Share of the nearest images that two layers have in common; chance is k/(N − 1), and N changes "
+        "the scale.",
+    ),
+    "effective_rank": MetricFacts(
+        "Effective rank",
+        "",
+        None,
+        1.0,
+        None,
+        "exp of the entropy of the covariance's eigenvalues: over how many directions the variance spreads.",
+    ),
+    "participation_ratio": MetricFacts(
+        "Participation ratio",
+        "",
+        None,
+        1.0,
+        None,
+        "(Σλ)²/Σλ²: like the effective rank, less sensitive to small eigenvalues and to few images.",
+    ),
+    "rankme": MetricFacts(
+        "RankMe",
+        "",
+        None,
+        1.0,
+        None,
+        "exp of the entropy of the uncentred features' singular values. An offset common to all images, as "
+        "after a ReLU, lowers it a lot; it was made to compare runs of one method.",
+    ),
+    "alpha_req": MetricFacts(
+        "α of the spectrum",
+        "",
+        None,
+        None,
+        None,
+        "Exponent of the power law fitted to the eigenvalues over the window in the params; another window "
+        "gives another α.",
+    ),
+    "two_nn": MetricFacts(
+        "Intrinsic dimension (TwoNN)",
+        "",
+        None,
+        0.0,
+        None,
+        "From the ratio of distances to the two nearest images. It reads too low for high dimensions and few "
+        "images.",
+    ),
+    "logme": MetricFacts(
+        "LogME",
+        "nats per image",
+        True,
+        None,
+        None,
+        "Log evidence of linear regression on the classes: higher foretells better linear transfer. It "
+        "compares taps and models on the same images only.",
+    ),
+    "h_score": MetricFacts(
+        "H-score",
+        "",
+        True,
+        0.0,
+        None,
+        "How far class means stick out of the shrunk total covariance; 0 to C − 1. Compare with the null.",
+    ),
+    "ncm_accuracy": share(
+        "Nearest-mean accuracy",
+        "Share of test images whose nearest class mean, of train and val, is that of their class.",
+    ),
+}
