@@ -24,12 +24,12 @@ def rows_of(values: np.ndarray, labels: np.ndarray, protocol=QUICK) -> dict:
 
 def test_labels_given_back_are_counted_probe_by_probe():
     features = np.eye(4, dtype=np.float32)
-    by_heart = np.array([0, 1, 1, 0])
+    by_heart = np.array([0, 1, 1, 1])
     weights = np.stack([np.eye(2)[by_heart], np.eye(2)[by_heart]])
     shares = memorised_shares(features, np.stack([by_heart, 1 - by_heart]), weights, np.zeros((2, 2)))
     assert shares.tolist() == [1.0, 0.0]
     shifted = memorised_shares(features, by_heart[None], weights[:1], np.array([[2.0, 0.0]]))
-    assert shifted.tolist() == [0.5]
+    assert shifted.tolist() == [0.25]
 
 
 def test_control_accuracy_is_that_of_scikit_learn_on_the_same_labels():
