@@ -111,21 +111,13 @@ def draw_invariance(table: ResultTable) -> dict[str, Figure]:
 
 
 def draw_similarity(table: ResultTable) -> dict[str, Figure]:
-    """Draw layers against layers, a heat-map a measure and data set.
+    """Draw layers against layers, a heat-map a measure with a panel a data set.
 
     Returns:
         Name → figure; names serve as file names.
     """
     frame = table.frame[table.frame["value"].notna()]
-    names = [str(name) for name in frame["data"].unique()]
-    figures: dict[str, Figure] = {}
-    for name in names:
-        part = table.where(data=name) if name else table.where(data=None)
-        prefix = f"{safe_name(name)}-" if len(names) > 1 else ""
-        for metric in dict.fromkeys(part.frame["metric"]):
-            if part.where(metric=metric).frame["value"].notna().any():
-                figures[f"{prefix}layers-{metric}"] = plot_layers(part, str(metric))
-    return figures
+    return {f"layers-{metric}": plot_layers(table, str(metric)) for metric in dict.fromkeys(frame["metric"])}
 
 
 def save_figures(figures: Mapping[str, Figure | Prints], folder: str | Path) -> list[Path]:
