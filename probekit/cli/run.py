@@ -53,8 +53,9 @@ def run_plan(plan: Plan, out: Path, *, smoke: bool, dry_run: bool, **places: Any
 
 
 def _headline(table: ResultTable) -> str:
-    """Say in a few lines what the page says first: the tap chosen on val, its score, null and control."""
+    """Say in a few lines what the page says first, with intervals, nulls and controls."""
     from probekit.reporting.headline import headline_blocks
+    from probekit.reporting.likeness import likeness_blocks
 
     lines = []
     for block in headline_blocks(table):
@@ -64,5 +65,13 @@ def _headline(table: ResultTable) -> str:
                 f"  {target:14} {row.model:14} {row.tap:22} {row.value.text} [{row.value.ends}]"
                 f"  null {row.null.text}  random init {row.random.text}"
                 for row in rows
+            ]
+    for alike in likeness_blocks(table):
+        lines.append(f"{alike.data}: {alike.label}; interval: {alike.ci_kind}; null: {alike.null_kind}")
+        for level, pairs in alike.levels.items():
+            lines += [
+                f"  {level:6} {pair.one} ~ {pair.other}: {pair.value.text} [{pair.value.ends}]"
+                f"  null {pair.null.text}  random init {pair.random.text}"
+                for pair in pairs
             ]
     return "\n".join(lines)

@@ -135,7 +135,8 @@ def _canonical(
     kept = (x.leading.shape[1], y.leading.shape[1])
     params = [{"directions": list(one), "variance_kept": VARIANCE_KEPT} for one in (kept, kept[::-1])]
     if len(x.rows) < _IMAGES_A_DIRECTION * sum(kept):
-        why = f"fewer than {_IMAGES_A_DIRECTION} images a direction ({sum(kept)} directions)"
+        # How many directions stands in the params: one reason, not one a pair.
+        why = f"fewer than {_IMAGES_A_DIRECTION} images a direction"
         first, second = (
             [{"metric": name, "status": why, "params": one} for name in ("svcca", "pwcca")] for one in params
         )

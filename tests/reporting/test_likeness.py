@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from probekit.cli.run import _headline
 from probekit.reporting.facts import general_rows, reading_rows
 from probekit.reporting.headline import headline_blocks
 from probekit.reporting.likeness import likeness_blocks
@@ -20,7 +21,7 @@ def made(models=("a", "b", "random@0", "random@1")) -> ResultTable:
     for model, tap in layers:
         for other, beside in layers:
             names = (f"{model} {tap}", f"{other} {beside}")
-            drawn = 0.1 if other == "random@0" else 0.3 if other == "random@1" else 0.2
+            drawn = {"random@0": 0.1, "random@1": 0.3}.get(other, 0.2) if tap == beside else 0.25
             value = 1.0 if names[0] == names[1] else LIKE.get(names, LIKE.get(names[::-1], drawn))
             rows.append(
                 {"analysis": "similarity", "model": model, "arch": "net", "tap": tap, "level": LEVELS[tap]}
@@ -48,6 +49,13 @@ def test_one_model_is_compared_with_its_controls():
     (block,) = likeness_blocks(made(("a", "random@0")))
     assert {row.other.split()[0] for rows in block.levels.values() for row in rows} == {"random@0"}
     assert likeness_blocks(made(("a",))) == []
+
+
+def test_the_command_line_says_it():
+    lines = _headline(made()).splitlines()
+    assert lines[0].startswith("pets: Debiased CKA")
+    assert lines[1] == "  low    a t0 ~ b t0: 0.400 [0.300 to 0.500]  null 0.000  random init 0.200"
+    assert len(lines) == 3
 
 
 def test_the_page_has_it_instead_of_best_taps_and_prints_every_null(tmp_path):

@@ -117,7 +117,8 @@ def test_too_few_images_a_direction_leave_canonical_correlations_empty():
     wide = RNG.normal(size=(60, 30)).astype(np.float32)
     rows = compared(wide, wide[:, ::-1]).loc["m layer0"]
     assert np.isnan(rows.loc["svcca", "value"])
-    assert "images a direction" in rows.loc["pwcca", "status"]
+    assert rows.loc["pwcca", "status"] == "fewer than 10 images a direction"
+    assert '"directions":[' in rows.loc["pwcca", "params"].replace(" ", "")
     assert rows.loc["cka", "value"] == pytest.approx(1)
 
 
