@@ -34,7 +34,7 @@ FAMILIES: tuple[Family, ...] = (
         "Rotation: how far is one layer from being the other, turned?",
         "An angle: 0 is the same cloud of images up to rotation and scale, π/2 is as far as can be. High "
         "here means unlike. Unrelated wide layers do not reach π/2, because a rotation always finds "
-        "something to fit: compare with the null, in angle as much as in order.",
+        "something to fit: what counts is how far the angle lies below its null.",
         ("procrustes",),
     ),
     Family(

@@ -108,7 +108,8 @@ def _read(key: str, features: Features, settings: SimilaritySettings) -> Side | 
     turned = PrincipalRows.of(x)
     rows, groups = turned.rows, _groups(len(x), settings)
     whole, rest = GroupsLeftOut.of(rows, groups), GroupsLeftOut.of(rows[:, 1:], groups)
-    some = x[draw_rows(len(x), settings.pairwise, settings.seed)]
+    # RSA is not free of shifts: features are read around their means.
+    some = (x - x.mean(axis=0))[draw_rows(len(x), settings.pairwise, settings.seed)]
     return Side(
         key,
         turned,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from probekit.features.features import Features
 
 # Changes whenever a stored cell would no longer hold what the code computes.
-CELL_FORMAT = 3
+CELL_FORMAT = 4
 
 
 def measure_similarity(

@@ -61,6 +61,14 @@ def test_values_and_intervals_are_those_of_the_functions():
     assert rows.loc["cka", "value"] == pytest.approx(linear_cka(*three), abs=1e-6)
     assert rows.loc["cka_debiased", "value"] == pytest.approx(debiased_cka(*three), abs=1e-6)
     assert rows.loc["cka_debiased", "ci_kind"] == "jackknife,groups of images"
+    # RSA depends on where the features' zero is: it is at their means.
+    settings = SimilaritySettings(pairwise=400, permutations=0)
+    _SIDES.clear()
+    _PAIRS.clear()
+    all_images = compared(BASE + np.arange(6), NOISY, settings=settings).loc["m layer0"]
+    centred = [one - one.mean(axis=0) for one in (BASE.astype(float), NOISY.astype(float))]
+    assert all_images.loc["rsa", "value"] == pytest.approx(measures.representational_similarity(*centred))
+    assert all_images.loc["mutual_knn", "value"] == pytest.approx(measures.mutual_neighbours(*centred))
     spread = []
     for seed in range(40):
         stream = np.random.default_rng(seed)
