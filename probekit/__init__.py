@@ -33,6 +33,7 @@ _HOMES = {
     "probe": "probekit.probes.sweep",
     "record": "probekit.taps.record",
     "stream": "probekit.features.streaming",
+    "reconstruct": "probekit.reconstruction.sweep",
     "stream_moments": "probekit.geometry.sweep",
     "unfold": "probekit.features.statistics",
     "verify": "probekit.verification.verdict",
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from probekit.invariance.sweep import measure_invariance as measure_invariance
     from probekit.plan import Plan as Plan
     from probekit.probes.sweep import probe as probe
+    from probekit.reconstruction.sweep import reconstruct as reconstruct
     from probekit.results.fitted import Probe as Probe
     from probekit.results.table import ResultTable as ResultTable
     from probekit.similarity.sweep import measure_similarity as measure_similarity

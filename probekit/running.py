@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from probekit.errors import InputError, near_names
-from probekit.figures import draw_geometry, draw_invariance, draw_probe, draw_similarity, save_figures
+from probekit.figures import (
+    draw_geometry,
+    draw_invariance,
+    draw_probe,
+    draw_reconstruction,
+    draw_similarity,
+    save_figures,
+)
 from probekit.figures.style import Prints
 from probekit.plan import Plan, check_settings
 from probekit.reporting.page import write_page
@@ -30,6 +37,7 @@ VERBS = {
     "probe": "probekit.probes.sweep:probe",
     "geometry": "probekit.geometry.sweep:measure_geometry",
     "invariance": "probekit.invariance.sweep:measure_invariance",
+    "reconstruct": "probekit.reconstruction.sweep:reconstruct",
     "similarity": "probekit.similarity.sweep:measure_similarity",
 }
 # What says where and how to run, not what: kept out of plans, so that a plan runs on any machine.
@@ -46,6 +54,7 @@ SMOKE: dict[str, dict[str, Any]] = {
     },
     "geometry": {"permutations": 3, "random": 1},
     "invariance": {"permutations": 3, "random": 1, "images": 20},
+    "reconstruct": {"permutations": 3, "random": 1, "bootstrap_draws": 200, "penalties": [1.0, 0.1, 0.01]},
     "similarity": {"permutations": 2, "random": 1, "pairwise": 100, "groups": 5},
 }
 SMOKE_IMAGES = 120
@@ -101,6 +110,7 @@ DRAWINGS: dict[str, Callable[[ResultTable], dict[str, Figure]]] = {
     "probe": draw_probe,
     "geometry": draw_geometry,
     "invariance": draw_invariance,
+    "reconstruct": draw_reconstruction,
     "similarity": draw_similarity,
 }
 

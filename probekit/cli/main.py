@@ -16,6 +16,7 @@ from probekit.cli.inspect import inspect
 from probekit.cli.invariance import invariance
 from probekit.cli.layers import layers
 from probekit.cli.probe import probe
+from probekit.cli.reconstruct import reconstruct
 from probekit.cli.report import report
 from probekit.cli.run import run
 from probekit.cli.similarity import similarity
@@ -43,6 +44,7 @@ for verb in (
     geometry,
     invariance,
     similarity,
+    reconstruct,
     report,
     run,
     demo,

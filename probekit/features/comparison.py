@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 SPLITS = {"yes": "seen", "no": "unseen", "unknown": "unknown"}
 
 
+MOST_GRID = 4
+# Layout → places of height and width in the shape of an image's activation.
+_SIDES = {"NCHW": (1, 2), "NHWC": (0, 1)}
 # Keywords of a verb that stand in the provenance by themselves, or change nothing in its table.
 _NOT_STORED = frozenset({"models", "data", "store", "jobs", "device"})
 
@@ -224,6 +228,37 @@ def find_class_target(images: ImageSet, target: str | None) -> str | None:
         near = f"The nearest are {near_names(target, known)}" if known else "It has none"
         raise InputError(f"a class target of {images.name}", repr(target), near)
     return target
+
+
+def common_grid(found: Mapping[str, Mapping[str, Features]]) -> tuple[int, dict[str, list[str]]]:
+    """Return the side of the grid that all maps and tokens have room for, at most 4, and the taps read by it.
+
+    Under global average pooling a lost position is the readout's doing; a grid of means keeps some of it.
+
+    Args:
+        found: Model name → tap → features, by any readout.
+
+    Returns:
+        Side, 0 where there is nothing with places; model name → its taps with that readout.
+    """
+    sides = {
+        model: {tap: _side(one.facts) for tap, one in own.items() if _side(one.facts)}
+        for model, own in found.items()
+    }
+    side = min([MOST_GRID, *(one for own in sides.values() for one in own.values())])
+    if not any(sides.values()):
+        return 0, {model: [] for model in found}
+    paths = {model: dict.fromkeys(tap.rpartition("|")[0] for tap in own) for model, own in sides.items()}
+    return side, {model: [f"{path}|grid({side})" for path in own] for model, own in paths.items()}
+
+
+def _side(facts: Mapping[str, Any]) -> int:
+    """Return the smaller side of a map, or of the square of patches among tokens; 0 for vectors."""
+    layout, shape = facts.get("layout"), facts.get("shape", ())
+    if layout in _SIDES and len(shape) == 3:
+        return int(min(shape[place] for place in _SIDES[layout]))
+    # Class and register tokens are fewer than what the next square would need, but for the smallest inputs.
+    return math.isqrt(shape[0]) if layout == "NLC" and len(shape) == 2 else 0
 
 
 def stored_settings(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,9 +6,12 @@ from probekit.figures.drawing import draw as draw
 from probekit.figures.drawing import draw_geometry as draw_geometry
 from probekit.figures.drawing import draw_invariance as draw_invariance
 from probekit.figures.drawing import draw_probe as draw_probe
+from probekit.figures.drawing import draw_reconstruction as draw_reconstruction
 from probekit.figures.drawing import draw_similarity as draw_similarity
 from probekit.figures.drawing import save_figures as save_figures
 from probekit.figures.layers import plot_layers as plot_layers
 from probekit.figures.matrices import plot_class_recall as plot_class_recall
 from probekit.figures.matrices import plot_targets as plot_targets
+from probekit.figures.places import plot_examples as plot_examples
+from probekit.figures.places import plot_places as plot_places
 from probekit.figures.relation import plot_relation as plot_relation

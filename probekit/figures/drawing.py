@@ -13,6 +13,7 @@ from probekit.errors import InputError, near_names
 from probekit.figures.curves import plot_depth, plot_few_shot, plot_strengths
 from probekit.figures.layers import plot_layers
 from probekit.figures.matrices import plot_class_recall, plot_targets
+from probekit.figures.places import plot_examples, plot_places
 from probekit.figures.style import Prints
 from probekit.files import replacing, safe_name
 from probekit.results.table import ResultTable
@@ -24,6 +25,8 @@ KINDS: dict[str, Callable[..., Figure]] = {
     "targets": plot_targets,
     "layers": plot_layers,
     "strengths": plot_strengths,
+    "places": plot_places,
+    "examples": plot_examples,
 }
 # Metrics drawn against depth, most telling first.
 DEPTH_METRICS = (
@@ -43,9 +46,10 @@ def draw(table: ResultTable, kind: str = "depth", **settings: Any) -> Figure:  #
 
     Args:
         table: What to draw.
-        kind: ``depth``, ``few_shot``, ``class_recall``, ``targets``, ``layers`` or ``strengths``.
+        kind: ``depth``, ``few_shot``, ``class_recall``, ``targets``, ``layers``, ``strengths``,
+            ``places`` or ``examples``.
         **settings: Passed to ``plot_depth``, ``plot_few_shot``, ``plot_class_recall``, ``plot_targets``,
-            ``plot_layers`` or ``plot_strengths``.
+            ``plot_layers``, ``plot_strengths``, ``plot_places`` or ``plot_examples``.
 
     Raises:
         InputError: If the kind is unknown or the table lacks its rows.
@@ -107,6 +111,28 @@ def draw_invariance(table: ResultTable) -> dict[str, Figure]:
     for metric in ("lidar", "target_invariance"):
         if bool((frame["metric"] == metric).any()):
             figures[f"depth-{metric}"] = plot_depth(table, metric)
+    return figures
+
+
+def draw_reconstruction(table: ResultTable) -> dict[str, Figure]:
+    """Draw R² of pixels against depth by band, R² by place, and examples, by data set.
+
+    Returns:
+        Name → figure; names serve as file names.
+    """
+    frame = table.frame[table.frame["value"].notna()]
+    names = [str(name) for name in frame["data"].unique()]
+    figures: dict[str, Figure] = {}
+    for name in names:
+        part = table.where(data=name) if name else table.where(data=None)
+        prefix = f"{safe_name(name)}-" if len(names) > 1 else ""
+        figures[f"{prefix}depth-pixel_r2"] = plot_depth(part, "pixel_r2")
+        figures[f"{prefix}places-pixel_r2"] = plot_places(part)
+        figures |= {
+            f"{prefix}examples-{safe_name(model)}": plot_examples(part, model) for model in part.trained
+        }
+    if bool((frame["metric"] == "background_ratio").any()):
+        figures["depth-background_ratio"] = plot_depth(table, "background_ratio")
     return figures
 
 

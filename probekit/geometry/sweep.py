@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from probekit.data.images import ImageSet
 from probekit.data.targets import GROUP, Target
 from probekit.errors import FeatureError, InputError
-from probekit.features.comparison import SPLITS, Comparison, find_class_target, stored_settings
+from probekit.features.comparison import SPLITS, Comparison, common_grid, find_class_target, stored_settings
 from probekit.features.streaming import BATCH_SIZE, stream
 from probekit.functional.moments import Moments
 from probekit.probes.protocol import Protocol, Roles, assign_roles
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 # Changes whenever a stored cell would no longer hold what the code computes.
 CELL_FORMAT = 1
-MOST_GRID = 4
-# Layout → places of height and width in the shape of an image's activation.
-_SIDES = {"NCHW": (1, 2), "NHWC": (0, 1)}
 
 
 def measure_geometry(
@@ -108,7 +105,7 @@ def measure_geometry(
         measure = partial(_measure, "geometry_of_tap", roles=roles[images.name], **shared)
         tables += comparison.run_taps(images, found, measure, identity, kind="geometry", seed=seed, jobs=jobs)
         inside, parts = _factors(images, factors), _splits(images, seed)
-        side, grids = _grids(found)
+        side, grids = common_grid(found)
         if inside and parts is not None:
             maps = comparison.read(images, grids, **read) if side > 1 else {}
             for own, grid in ((found, None), (maps, side)):
@@ -197,21 +194,6 @@ def _splits(images: ImageSet, seed: int) -> Roles | None:
 def _roles(images: ImageSet, target: str, seed: int) -> Roles | None:
     """Return the splits, or None where no image of a known class is held out."""
     return None if images.targets[target].kind == GROUP else _splits(images, seed)
-
-
-def _grids(found: Mapping[str, Mapping[str, Features]]) -> tuple[int, dict[str, list[str]]]:
-    """Return the side of the grid that all maps have room for, at most 4, and each model's taps read by it.
-
-    Under global average pooling a lost position is the readout's doing; a grid of means keeps some of it.
-    """
-    sizes, taps = [], {}
-    for model, own in found.items():
-        maps = {tap: one.facts for tap, one in own.items() if one.facts.get("layout") in _SIDES}
-        maps = {tap: facts for tap, facts in maps.items() if len(facts.get("shape", ())) == 3}
-        sizes += [min(facts["shape"][side] for side in _SIDES[facts["layout"]]) for facts in maps.values()]
-        taps[model] = list(dict.fromkeys(tap.rpartition("|")[0] for tap in maps))
-    side = min([MOST_GRID, *sizes]) if sizes else 0
-    return side, {model: [f"{path}|grid({side})" for path in own] for model, own in taps.items()}
 
 
 def _measure(part: str, features: Features, **given: Any) -> ResultTable:  # noqa: ANN401 - those of the part

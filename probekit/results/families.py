@@ -99,6 +99,15 @@ FAMILIES: tuple[Family, ...] = (
         ("whitened_cosine", "mahalanobis", "perturbation_variance", "lidar", "target_invariance"),
     ),
     Family(
+        "Pixels: what of the image can be read back?",
+        "A linear map is fitted from each layer to the image at 8 × 8 cells, through the same number of "
+        "features everywhere. It bounds from below what the layer holds: what is not read may be there in "
+        "another form. Compare layers and models at equal input size, beside random init, which keeps much "
+        "of the image in its first layers without having learnt anything. A ratio of background to foreground "
+        "above 1 says that the background is lost first.",
+        ("pixel_r2", "foreground_error", "background_error", "background_ratio"),
+    ),
+    Family(
         "Spectrum: over how many directions do features spread?",
         "Classes play no part. High means many directions in use. All of these depend on the number of "
         "images and on the width, and none of them is good or bad by itself.",

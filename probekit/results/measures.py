@@ -1,4 +1,4 @@
-"""Facts about measures of geometry, invariance and similarity; those of probes are in `metrics`."""
+"""Facts about measures of geometry, invariance, reconstruction, similarity; of probes see `metrics`."""
 
 from __future__ import annotations
 
@@ -184,6 +184,43 @@ MEASURES: dict[str, MetricFacts] = {
         "Share of a factor's test variance inside classes that a linear map reads from what features keep"
         " inside classes: 0 is nothing. Low means invariance to that factor, or a readout that cannot "
         "show it.",
+    ),
+    "pixel_r2": MetricFacts(
+        "R² of pixels",
+        "",
+        True,
+        None,
+        1.0,
+        "Share of the variance of the images' 8 × 8 cells of colour, or of one band of their spatial "
+        "frequencies, that a linear map reads from as many projected features of every tap. What it does not "
+        "read may still be there. The ceiling in the params is that of the pixels themselves.",
+    ),
+    "foreground_error": MetricFacts(
+        "Unread share of the foreground",
+        "",
+        None,
+        0.0,
+        None,
+        "Squared error of the pixels inside boxes or masks, relative to that of the mean image: 0 is read "
+        "without error, 1 no better than the mean image.",
+    ),
+    "background_error": MetricFacts(
+        "Unread share of the background",
+        "",
+        None,
+        0.0,
+        None,
+        "The same outside of boxes and masks.",
+    ),
+    "background_ratio": MetricFacts(
+        "Background over foreground error",
+        "",
+        None,
+        0.0,
+        None,
+        "Above 1 the layer keeps less of the background than of the foreground, each relative to its own "
+        "variance.",
+        ratio=True,
     ),
     "whitened_cosine": MetricFacts(
         "Whitened cosine",
