@@ -103,7 +103,7 @@ FAMILIES: tuple[Family, ...] = (
         "A linear map is fitted from each layer to the image at 8 × 8 cells, through the same number of "
         "features everywhere. It bounds from below what the layer holds: what is not read may be there in "
         "another form. Compare layers and models at equal input size, beside random init, which keeps much "
-        "of the image in its first layers without having learnt anything. A ratio of background to foreground "
+        "of the image in its first layers without having learnt anything. Background over foreground error "
         "above 1 says that the background is lost first.",
         ("pixel_r2", "foreground_error", "background_error", "background_ratio"),
     ),
