@@ -56,8 +56,8 @@ def write_page(
         title: Heading of the page.
         question: What the run was to answer, in one sentence.
         links: Name of a table → relative address of its CSV. By default the first of
-            ``tables/NAME/table.csv``, ``NAME/table.csv`` and, for a single table, ``table.csv`` that is there
-            beside the page; figures link to ``figures/NAME.svg`` likewise.
+            ``tables/NAME/table.csv``, ``NAME/table.csv`` and, for a single table, ``table.csv`` that is
+            there beside the page, or the same with ``.gz``; figures link to ``figures/NAME.svg`` likewise.
 
     Returns:
         The path written.
@@ -171,8 +171,8 @@ def _printed(tables: Mapping[str, ResultTable], path: Path, links: Mapping[str, 
 
 def _beside(path: Path, name: str, *, single: bool) -> str:
     """Return where a table's CSV stands, relative to the page, or ''."""
-    places = [f"tables/{safe_name(name)}/table.csv", f"{safe_name(name)}/table.csv"]
-    for place in [*places, "table.csv"] if single else places:
+    folders = [f"tables/{safe_name(name)}/", f"{safe_name(name)}/", *([""] if single else [])]
+    for place in (f"{folder}{file}" for folder in folders for file in ("table.csv", "table.csv.gz")):
         if (path.parent / place).is_file():
             return place
     return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,9 @@ from probekit.results.schema import SCHEMA_VERSION, validate
 
 FORMAT = 1
 TABLE, CSV, PROVENANCE = "table.parquet", "table.csv", "provenance.json"
+# Text of more bytes is compressed: pandas reads it by its name, and a table of many perturbations or pairs of
+# layers would be several megabytes.
+PACKED_CSV, MOST_PLAIN_BYTES = "table.csv.gz", 1 << 20
 _RESERVED = ("schema_version", "files")
 
 
@@ -45,6 +49,8 @@ def write_folder(
 ) -> None:
     """Write a table; ``provenance.json`` comes last and holds the digests of all other files.
 
+    The text of a large table is ``table.csv.gz`` in place of ``table.csv``.
+
     Raises:
         InputError: If an attachment's key is not a relative path with a known suffix, or its value
             is not what the suffix stands for.
@@ -55,11 +61,16 @@ def write_folder(
     for key in attachments:
         _write_attachment(folder, key, attachments[key])
         digests[key] = digest_file(folder / key)
-    with replacing(folder / CSV) as temporary:
-        frame.to_csv(temporary, index=False, lineterminator="\n")
+    text = frame.to_csv(index=False, lineterminator="\n").encode()
+    packed = len(text) > MOST_PLAIN_BYTES
+    name, other = (PACKED_CSV, CSV) if packed else (CSV, PACKED_CSV)
+    with replacing(folder / name) as temporary:
+        # No time in it, so that the same table gives the same bytes.
+        temporary.write_bytes(gzip.compress(text, mtime=0) if packed else text)
+    (folder / other).unlink(missing_ok=True)
     with replacing(folder / TABLE) as temporary:
         frame.to_parquet(temporary, index=False)
-    digests |= {name: digest_file(folder / name) for name in (CSV, TABLE)}
+    digests |= {one: digest_file(folder / one) for one in (name, TABLE)}
     stored = {"format": FORMAT, **provenance, "schema_version": SCHEMA_VERSION, "files": digests}
     write_json(folder / PROVENANCE, stored)
 
@@ -75,7 +86,7 @@ def read_folder(folder: Path) -> tuple[pd.DataFrame, dict[str, Any], StoredAttac
     digests = stored["files"]
     check_digest(folder / TABLE, digests[TABLE])
     frame = pd.read_parquet(folder / TABLE)
-    attachments = {key: value for key, value in digests.items() if key not in (CSV, TABLE)}
+    attachments = {key: value for key, value in digests.items() if key not in (CSV, PACKED_CSV, TABLE)}
     for key in attachments:
         check_key(key)
     provenance = {key: value for key, value in stored.items() if key not in _RESERVED}
@@ -93,7 +104,7 @@ def check_key(key: str) -> None:
     """
     path = PurePosixPath(key)
     plain = not path.is_absolute() and ".." not in path.parts and "\\" not in key and str(path) == key
-    if not plain or key in (TABLE, CSV, PROVENANCE):
+    if not plain or key in (TABLE, CSV, PACKED_CSV, PROVENANCE):
         raise InputError(
             "an attachment named by a relative path with forward slashes", repr(key), "Rename it"
         )

@@ -309,7 +309,7 @@ class ResultTable:
     # Keeping
 
     def write(self, folder: str | Path) -> None:
-        """Write ``table.parquet``, ``table.csv``, attachments and, last, ``provenance.json``.
+        """Write ``table.parquet``, ``table.csv`` (or ``.csv.gz``), attachments, last ``provenance.json``.
 
         Each file is replaced as a whole; ``provenance.json`` holds the digests of all others.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 
 from probekit.errors import InputError, SchemaMismatch
+from probekit.results import storage
 from probekit.results.fitted import Probe
 from probekit.results.schema import SCHEMA
 from probekit.results.table import ResultTable, attachment_keys
@@ -86,6 +88,23 @@ class TestWriting:
         assert list(read.columns) == list(SCHEMA)
         assert len(read) == len(table)
         assert table.to_csv() == (tmp_path / "table.csv").read_text()
+
+    def test_the_text_of_a_large_table_is_compressed(self, table, tmp_path, monkeypatch):
+        ResultTable(table.frame).write(tmp_path)
+        monkeypatch.setattr(storage, "MOST_PLAIN_BYTES", 100)
+        ResultTable(table.frame).write(tmp_path)
+        assert not (tmp_path / "table.csv").exists()
+        read = pd.read_csv(tmp_path / "table.csv.gz", keep_default_na=False)
+        assert len(read) == len(table)
+        assert gzip.decompress((tmp_path / "table.csv.gz").read_bytes()).decode() == table.to_csv()
+        first = (tmp_path / "table.csv.gz").read_bytes()
+        again = ResultTable.read(tmp_path)
+        again.write(tmp_path / "again")
+        assert (tmp_path / "again" / "table.csv.gz").read_bytes() == first
+        assert dict(again.attachments) == {}
+        monkeypatch.undo()
+        again.write(tmp_path)
+        assert not (tmp_path / "table.csv.gz").exists()
 
     @pytest.mark.parametrize(
         "key", ["/abs.npy", "../up.npy", "a//b.npy", "a.txt", "table.parquet", "a\\b.npy", "noending"]
