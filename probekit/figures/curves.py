@@ -54,6 +54,7 @@ def plot_depth(
     with style.styled():
         figure, axes, pairs = _panels(rows)
         handles: dict[str, Any] = {}
+        drawn: list[series.Curve | series.Band] = []
         for i, (place, (name, one)) in enumerate(zip(axes, pairs, strict=True)):
             own = rows[(rows["data"] == name) & (rows["target"] == one)]
             _shade_levels(place, own)
@@ -66,10 +67,11 @@ def plot_depth(
             place.set_title(_title(pairs, name, one))
             if i % COLUMNS == 0:
                 place.set_ylabel(_wrapped(facts.axis + (" (log scale)" if logarithmic else "")))
-            if logarithmic:
-                _stretch(place)
-            else:
-                _limit(place, lines, randoms, metric, facts)
+            drawn += [*lines, *randoms]
+        if logarithmic:
+            _stretch(axes[0])
+        else:
+            _limit(axes[0], drawn, metric, facts)
         _finish(figure, handles, _depth_notes(table, rows, metric))
     return style.finish(figure, _depth_caption(facts, rows))
 
@@ -93,6 +95,7 @@ def plot_few_shot(table: ResultTable, target: str | None = None, *, tap: str | N
     with style.styled():
         figure, axes, pairs = _panels(rows)
         handles: dict[str, Any] = {}
+        drawn: list[series.Curve | series.Band] = []
         for i, (place, (name, one)) in enumerate(zip(axes, pairs, strict=True)):
             own = rows[(rows["data"] == name) & (rows["target"] == one)]
             lines = series.curves(table, own, "shots")
@@ -107,7 +110,8 @@ def plot_few_shot(table: ResultTable, target: str | None = None, *, tap: str | N
             place.set_title(_title(pairs, name, one))
             if i % COLUMNS == 0:
                 place.set_ylabel(_wrapped(facts.axis))
-            _limit(place, lines, [], metric, facts)
+            drawn += lines
+        _limit(axes[0], drawn, metric, facts)
         _finish(figure, handles, _few_shot_notes(table, rows, tap))
     return style.finish(
         figure, f"Test accuracy of probes fitted on a few images per class: {_subject(rows)}."
@@ -145,6 +149,7 @@ def plot_strengths(
     with style.styled():
         figure, axes, pairs = _panels(rows)
         handles: dict[str, Any] = {}
+        drawn: list[series.Curve | series.Band] = []
         for i, (place, (_, one)) in enumerate(zip(axes, pairs, strict=True)):
             own = rows[rows["target"] == one]
             lines, random = series.curves(table, own, "strength"), series.random_bands(table, own, "strength")
@@ -157,7 +162,8 @@ def plot_strengths(
             place.set_xlabel(style.plain(f"{one} ({params[0]['unit']})"))
             if i % COLUMNS == 0:
                 place.set_ylabel(_wrapped(facts.axis))
-            _limit(place, lines, random, metric, facts)
+            drawn += [*lines, *random]
+        _limit(axes[0], drawn, metric, facts)
         _finish(figure, handles, _strength_notes(table, rows, tap))
     return style.finish(
         figure, f"{facts.label} against the strength of changes of the image: {_subject(rows)}."
@@ -258,17 +264,14 @@ def _label_depth(axes: Axes, rows: pd.DataFrame, *, last_row: bool) -> None:
     axes.set_xlabel("Block, at its relative depth" if last_row else "")
 
 
-def _limit(
-    axes: Axes,
-    lines: Sequence[series.Curve],
-    bands: Sequence[series.Band],
-    metric: str,
-    facts: MetricFacts,
-) -> None:
-    """Keep the axis inside what the metric can be, with room for the level names."""
+def _limit(axes: Axes, drawn: Sequence[series.Curve | series.Band], metric: str, facts: MetricFacts) -> None:
+    """Keep the axis that all panels share inside what the metric can be, with room for the level names.
+
+    Once all panels are drawn: limits that are set no longer follow what is drawn later.
+    """
     low, high = axes.get_ylim()
     if metric == "r2":
-        seen = [*(line.y for line in lines), *(band.mean for band in bands)]
+        seen = [one.y if isinstance(one, series.Curve) else one.mean for one in drawn]
         low = max(low, min(R2_FLOOR, *(float(np.nanmax(one)) for one in seen)) if seen else R2_FLOOR)
     span = high - low
     bounded = 0.02 * span
@@ -278,7 +281,7 @@ def _limit(
 
 
 def _stretch(axes: Axes) -> None:
-    """Draw a ratio on a logarithmic axis, with room for the level names."""
+    """Draw ratios on a logarithmic axis that all panels share, with room for the level names."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     axes.set_ylim(low, high * (high / low) ** 0.07)

@@ -10,6 +10,7 @@ from matplotlib.colors import to_hex
 from probekit.errors import InputError
 from probekit.figures import plot_depth, plot_few_shot
 from probekit.figures.style import COLOURS
+from probekit.results.schema import rows_to_frame
 from probekit.results.table import ResultTable
 
 
@@ -193,3 +194,19 @@ def test_ratios_have_a_logarithmic_axis_where_they_are_above_0():
     assert high > 50
     assert plot_depth(geometry("within_between", (0.0, 1.0))).axes[0].get_yscale() == "linear"
     assert plot_depth(geometry("icc", (0.1, 0.2))).axes[0].get_yscale() == "linear"
+
+
+def test_panels_that_share_an_axis_show_all_that_is_drawn_in_any_of_them():
+    for metric in ("bits", "cdnv"):
+        rows = [
+            {
+                "data": data, "model": "a", "tap": f"b{place}|gap", "depth": place / 2, "target": "y",
+                "metric": metric, "value": value * (1 + place), "n": 10, "split": "test",
+            }
+            for data, value in (("small", 1.0), ("large", 100.0), ("tiny", 0.01))
+            for place in range(3)
+        ]  # fmt: skip
+        figure = plot_depth(ResultTable(rows_to_frame(rows)), metric)
+        low, high = figure.axes[0].get_ylim()
+        assert low <= 0.01
+        assert high >= 300
