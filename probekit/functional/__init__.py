@@ -38,6 +38,7 @@ _HOMES = {
     "fit_ridge": "ridge",
     "fit_sigmoid": "sigmoid_regression",
     "fit_softmax": "softmax_regression",
+    "gradient_deviation": "image_quality",
     "h_score": "transferability",
     "intraclass_correlation": "class_geometry",
     "jackknife_interval": "intervals",
@@ -54,6 +55,7 @@ _HOMES = {
     "omega_squared": "class_geometry",
     "paired_difference": "intervals",
     "participation_ratio": "spectrum",
+    "peak_signal_to_noise": "image_quality",
     "perturbation_variance": "invariance",
     "principal_axes": "standardise",
     "procrustes_angle": "similarity",
@@ -66,6 +68,7 @@ _HOMES = {
     "self_duality": "transferability",
     "spectral_decay": "spectrum",
     "standardisation": "standardise",
+    "structural_similarity": "image_quality",
     "t_interval": "intervals",
     "target_invariance": "invariance",
     "two_nearest_dimension": "spectrum",
@@ -95,6 +98,9 @@ if TYPE_CHECKING:
     from probekit.functional.class_geometry import retrieval as retrieval
     from probekit.functional.class_geometry import uniformity as uniformity
     from probekit.functional.class_geometry import within_between_ratio as within_between_ratio
+    from probekit.functional.image_quality import gradient_deviation as gradient_deviation
+    from probekit.functional.image_quality import peak_signal_to_noise as peak_signal_to_noise
+    from probekit.functional.image_quality import structural_similarity as structural_similarity
     from probekit.functional.intervals import PairedDifference as PairedDifference
     from probekit.functional.intervals import adjust_holm as adjust_holm
     from probekit.functional.intervals import bootstrap_means as bootstrap_means
@@ -103,6 +109,12 @@ if TYPE_CHECKING:
     from probekit.functional.intervals import paired_difference as paired_difference
     from probekit.functional.intervals import resampled_sums as resampled_sums
     from probekit.functional.intervals import t_interval as t_interval
+    from probekit.functional.invariance import TargetInvariance as TargetInvariance
+    from probekit.functional.invariance import lidar as lidar
+    from probekit.functional.invariance import perturbation_variance as perturbation_variance
+    from probekit.functional.invariance import row_cosines as row_cosines
+    from probekit.functional.invariance import row_distances as row_distances
+    from probekit.functional.invariance import target_invariance as target_invariance
     from probekit.functional.moments import CrossMoments as CrossMoments
     from probekit.functional.moments import Moments as Moments
     from probekit.functional.moments import merge as merge
