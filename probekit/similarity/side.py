@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from probekit.features.features import Features
+from probekit.files import digest_bytes
 from probekit.functional.arguments import FloatArray, IntArray
 from probekit.functional.layer_pairs import (
     GroupsLeftOut,
@@ -76,13 +77,19 @@ class Side:
     @classmethod
     def of(cls, features: Features, settings: SimilaritySettings) -> Side | None:
         """Return what is known of a layer, or None of one that is constant."""
-        key = repr((features.provenance.get("key"), str(features.tap), len(features), settings))
+        key = repr((_identity(features), str(features.tap), len(features), settings))
         if key not in _SIDES:
             found = _read(key, features, settings)
             while _SIDES and sum(map(_size_bytes, _SIDES.values())) + _size_bytes(found) > _KEPT_BYTES:
                 _SIDES.pop(next(iter(_SIDES)))
             _SIDES[key] = found
         return _SIDES[key]
+
+
+def _identity(features: Features) -> tuple[str, str]:
+    """Return what tells features apart: their key in the store, or else their values."""
+    key = features.provenance.get("key") or digest_bytes(np.ascontiguousarray(features.values).tobytes())
+    return str(key), str(features.values.dtype)
 
 
 def sizes_of(a: Side, b: Side, cross: FloatArray) -> FloatArray:

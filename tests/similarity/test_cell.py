@@ -147,3 +147,16 @@ def test_a_subsample_is_the_same_for_every_layer():
     assert rows.loc["cka", "n"] == 100
     assert rows.loc["rsa", "n"] == 50
     assert rows.loc["cka", "value"] == pytest.approx(1, abs=1e-6)
+
+
+def test_features_without_a_key_are_told_apart_by_their_values():
+    """What was read of a layer is kept; another layer of the same name and size is another layer."""
+    settings = SimilaritySettings(subsample=50, pairwise=30, groups=4, permutations=0, k=3)
+    random = np.random.default_rng(0)
+    first, other, third = (features_of(random.normal(size=(50, 6)).astype(np.float32)) for _ in range(3))
+    values = []
+    for one in (first, third):
+        layer = Layer("a", "layer1|gap", other)
+        rows = similarity_of_tap(one, others=[layer], settings=settings).frame
+        values.append(float(rows.set_index("metric").loc["cka", "value"]))
+    assert values[0] != values[1]
