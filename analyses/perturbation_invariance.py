@@ -14,11 +14,11 @@ changed images each, and three checkpoints, set by ``--set``; its plan is in the
 Expected: (measured, 96 px, 100 of 800 ImageNet images) the share of the variance that all twelve changes
 make is 0.43 for EfficientNet-Lite0 at its penultimate tap, 0.50 and 0.61 for MobileNetV2 trained on
 ImageNet and on birds, 0.90 and 0.91 for random networks, which are not invariant but chaotic: their first
-stages have 0.39 and 0.40. What is ignored follows the training: the hue makes 0.21 and 0.26 of the variance in the two
-networks trained on ImageNet and 0.61 in the one trained on birds, where it was 0.55, 0.55 and 0.70 at the
-first stage. Networks of ImageNet move least under flips, grey and light (0.07 to 0.23), most under blur,
-noise, scale and cropping (0.36 to 0.58). LiDAR does not tell trained from random networks (89 and 88 of at
-most 99).
+stages have 0.39 and 0.40. What is ignored follows the training: the hue makes 0.21 and 0.26 of the variance
+in the two networks trained on ImageNet and 0.61 in the one trained on birds, where it was 0.55, 0.55 and
+0.70 at the first stage. Networks of ImageNet move least under flips, grey and light (0.07 to 0.23), most
+under blur, noise, scale and cropping (0.36 to 0.58). LiDAR does not tell trained from random networks (89
+and 88 of at most 99).
 
 Would falsify it: a random network whose deep features move less than a trained one's, or a trained network
 that is more sensitive to hue than to cropping at its last stage. The network of birds is (0.61 and 0.50): for
