@@ -52,12 +52,16 @@ def run(plan: Plan) -> dict[str, ResultTable]:
 
 def draw(tables: dict[str, ResultTable]) -> dict[str, Figure]:
     """Draw accuracy against invariance inside classes, and against invariance to all perturbations."""
-    geometry, invariance, probes = tables["geometry"], tables["invariance"], tables["probe"]
-    return {
-        "icc-accuracy": plot_relation(geometry, probes, "icc"),
-        "directional-accuracy": plot_relation(geometry, probes, "directional_cdnv"),
-        "perturbations-accuracy": plot_relation(invariance, probes, "perturbation_variance", x_target="all"),
-    }
+    found = {}
+    for name, table, metric, target in (
+        ("icc", "geometry", "icc", None),
+        # Empty where classes cannot be told apart.
+        ("directional", "geometry", "directional_cdnv", None),
+        ("perturbations", "invariance", "perturbation_variance", "all"),
+    ):
+        if bool(tables[table].where(metric=metric).frame["value"].notna().any()):
+            found[f"{name}-accuracy"] = plot_relation(tables[table], tables["probe"], metric, x_target=target)
+    return found
 
 
 def smoke(plan: Plan) -> Plan:
