@@ -21,7 +21,7 @@ read better than the foreground in all first stages (ratio of errors 0.52 to 0.5
 networks alike; the ratio nears 1 with depth, for the network of birds latest (0.78 at the fourth stage,
 where the others have 0.93 to 0.97). That supervised training loses the background first is not seen here.
 
-Would falsify it: R² that rises with depth, permuted images above 0.1, or a ceiling below 0.99.
+Would falsify it: R² that rises with depth, permuted images above 0 on average, or a ceiling below 0.99.
 """
 
 from __future__ import annotations
