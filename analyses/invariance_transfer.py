@@ -8,9 +8,17 @@ nothing but their objective are needed for that.
 
 Command: ``probekit run analyses/invariance_transfer.py --out reports/invariance_transfer``
 
-Minutes: about 3 on two cores with the plan's own images.
+Minutes: about 3 on two cores with the plan's own images. Of the committed report, with three checkpoints
+and two data sets, set by ``--set``: about 6 beside what perturbation_invariance has left in the store.
 
-Expected: not measured yet.
+Expected: (measured, 96 px) both rise together up to the fourth stage of trained networks (DTD: ICC 0.07 and
+accuracy 0.30 at the first, 0.31 and 0.82 at the fourth of EfficientNet-Lite0); behind it ICC falls by half,
+to 0.16, while accuracy stays at 0.83: the last stages spread images of a class without losing the class.
+The network trained on birds loses both (0.25 and 0.70, then 0.07 and 0.56). Random networks start like the
+trained ones and lose both with depth (ICC 0.05, accuracy 0.14 to 0.16 at the end), as perturbations take
+over their variance (0.86). On traffic signs, which colour tells apart, ICC of early stages is as high as
+that of late ones (0.26 at the first, 0.34 at the last of Lite0) while accuracy is 0.14 and 0.60: total
+variance between classes does not foretell what can be read.
 
 Would falsify it: accuracy that falls wherever the share of variance between the target's own classes rises.
 """
@@ -43,8 +51,10 @@ def run(plan: Plan) -> dict[str, ResultTable]:
     """Measure geometry, invariance and probes of the same taps."""
     shared = {name: value for name, value in plan.settings.items() if name not in ("target", "images")}
     target, images = plan.settings["target"], plan.settings["images"]
+    probes = probe(**shared, targets=[target], shots=[])
     return {
-        "probe": probe(**shared, targets=[target], shots=[]),
+        # Fitted probes are not what this asks for, and would be most of the report.
+        "probe": ResultTable(probes.frame, probes.provenance),
         "geometry": measure_geometry(**shared, target=target, factors=False),
         "invariance": measure_invariance(**shared, target=target, images=images),
     }
