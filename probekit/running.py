@@ -176,7 +176,24 @@ def foresee(plan: Plan, **places: Any) -> pd.DataFrame:  # noqa: ANN401
         for data in sets
         for entry in entries
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame([_with_views(row, plan) for row in rows])
+
+
+def _with_views(row: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """Add to what an extraction takes the changed images that invariance reads besides."""
+    if plan.verb != "invariance":
+        return row
+    from probekit.data.perturbations import parse_perturbations
+
+    asked = plan.settings.get("perturbations")
+    changes = parse_perturbations([asked] if isinstance(asked, str) else asked)
+    views = min(plan.settings.get("images", 200), row["images"]) * (1 + sum(map(len, changes.values())))
+    factor = 1 + views / row["images"]
+    return row | {
+        "images": row["images"] + views,
+        "size_bytes": round(row["size_bytes"] * factor),
+        "forward_s": round(row["forward_s"] * factor, 1),
+    }
 
 
 def shrink(plan: Plan) -> Plan:

@@ -96,35 +96,31 @@ def measure_invariance(
         "batch_size": batch_size,
         "device": device,
     }
+    every = [change for own in changes.values() for change in own]
     tables, features = [], {}
-    for one in comparison.sets:
-        clean = features[one.name] = comparison.read(one, taps, **read)
-        name = names[one.name]
-        rows = _draw_images(one, name, images, seed)
+    for whole in comparison.sets:
+        clean = features[whole.name] = comparison.read(whole, taps, **read)
+        name, split = names[whole.name], SPLITS[whole.seen_in_pretraining]
+        rows = _draw_images(whole, name, images, seed)
         # The base keeps its own pixels: it is decoded once, not once a change.
-        with kept_pixels(one.select(rows), comparison.folder / "pixels") as few:
-            views = few.with_views([change for own in changes.values() for change in own])
-            found = comparison.read(views, taps, training=one, **read)
+        with kept_pixels(whole.select(rows), comparison.folder / "pixels") as few:
+            found = comparison.read(few.with_views(every), taps, training=whole, **read)
+        width = min(one.shape[-1] for own in found.values() for one in own.values())
         measure = partial(
             _measure,
             clean={
-                (each.provenance["weights"], tap): each for own in clean.values() for tap, each in own.items()
+                (one.provenance["weights"], tap): one for own in clean.values() for tap, one in own.items()
             },
             changes=changes,
-            target=None if name is None else (name, one.targets[name].select(rows)),
-            width=min(each.shape[-1] for own in found.values() for each in own.values()),
-            split=SPLITS[one.seen_in_pretraining],
+            target=None if name is None else (name, whole.targets[name].select(rows)),
+            width=width,
+            split=split,
             settings=chosen,
         )
-        identity = [
-            CELL_FORMAT,
-            name,
-            [str(change) for own in changes.values() for change in own],
-            SPLITS[one.seen_in_pretraining],
-            min(each.shape[-1] for own in found.values() for each in own.values()),
-            chosen.facts(),
-        ]
-        tables += comparison.run_taps(one, found, measure, identity, kind="invariance", seed=seed, jobs=jobs)
+        identity = [CELL_FORMAT, name, [str(one) for one in every], split, width, chosen.facts()]
+        tables += comparison.run_taps(
+            whole, found, measure, identity, kind="invariance", seed=seed, jobs=jobs
+        )
     return comparison.join(tables, settings, features)
 
 

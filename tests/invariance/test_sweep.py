@@ -14,7 +14,9 @@ from probekit.errors import InputError
 from probekit.features import comparison
 from probekit.figures import draw_invariance
 from probekit.invariance import sweep
+from probekit.plan import Plan
 from probekit.results.schema import read_params
+from probekit.running import foresee
 from tests.features.conftest import images, small_backbone
 
 QUICK = {
@@ -122,3 +124,13 @@ def test_where_not_all_classes_fit_in_some_are_drawn_with_eight_images_each():
     assert set(counts[counts > 0]) == {8}
     assert len(sweep._draw_images(many, "class", 250, seed=0)) == 250
     assert len(sweep._draw_images(many, None, 100, seed=0)) == 100
+
+
+def test_a_dry_run_counts_the_changed_images_too():
+    settings = {"models": "resnet10t:random,size=32", "data": "digits,limit=30", "random": 0}
+    plain = foresee(Plan("geometry", settings)).iloc[0]
+    more = {"perturbations": ["flip", "blur=0.1/0.2"], "images": 15}
+    views = foresee(Plan("invariance", settings | more)).iloc[0]
+    assert plain["images"] == 60
+    assert views["images"] == 60 + 15 * 4
+    assert views["size_bytes"] == 2 * plain["size_bytes"]
