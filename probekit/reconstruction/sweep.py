@@ -113,6 +113,11 @@ def reconstruct(
         features[images.name] = found = comparison.read(images, taps, **read)
         preprocessing = _preprocessing(found)
         side, grids = common_grid(found)
+        if not side:
+            raise InputError(
+                "taps with places, such as maps or patches", ", ".join(next(iter(found.values()))),
+                "Choose taps before the pooling, such as stages",
+            )  # fmt: skip
         maps = comparison.read(images, grids, **read)
         narrowest = min(one.shape[-1] for own in maps.values() for one in own.values())
         chosen = DecodingSettings(

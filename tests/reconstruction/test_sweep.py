@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import nn
 
 import probekit
 from probekit import Backbone, ImageSet, Preprocessing
@@ -97,6 +98,13 @@ def test_models_that_take_other_pixels_are_refused(tmp_path: Path):
     other = Backbone.from_module(small_net(1), name="other", preprocessing=Preprocessing(10, 12))
     with pytest.raises(InputError, match="take the same pixels"):
         probekit.reconstruct([small_backbone(), other], pictures(), taps=["3"], store=tmp_path, **QUICK)
+
+
+def test_taps_without_places_are_refused(tmp_path: Path):
+    module = nn.Sequential(nn.Flatten(), nn.Linear(12 * 12 * 3, 4))
+    flat = Backbone.from_module(module, name="flat", preprocessing=Preprocessing(12, 12))
+    with pytest.raises(InputError, match="taps with places"):
+        probekit.reconstruct(flat, pictures(), taps=["1"], store=tmp_path, **QUICK)
 
 
 def test_finished_cells_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
