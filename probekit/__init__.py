@@ -31,9 +31,10 @@ _HOMES = {
     "measure_similarity": "probekit.similarity.sweep",
     "open_images": "probekit.data.readers",
     "probe": "probekit.probes.sweep",
+    "probe_cam": "probekit.attribution.linear",
+    "reconstruct": "probekit.reconstruction.sweep",
     "record": "probekit.taps.record",
     "stream": "probekit.features.streaming",
-    "reconstruct": "probekit.reconstruction.sweep",
     "stream_moments": "probekit.geometry.sweep",
     "unfold": "probekit.features.statistics",
     "verify": "probekit.verification.verdict",
@@ -42,6 +43,7 @@ _HOMES = {
 __all__ = ["__version__", *sorted(_HOMES)]
 
 if TYPE_CHECKING:
+    from probekit.attribution.linear import probe_cam as probe_cam
     from probekit.backbones.backbone import Backbone as Backbone
     from probekit.backbones.inspection import inspect_checkpoint as inspect_checkpoint
     from probekit.backbones.loading import load_backbone as load_backbone

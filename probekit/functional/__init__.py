@@ -46,6 +46,7 @@ _HOMES = {
     "linear_cka": "similarity",
     "linear_cka_null": "similarity",
     "logme": "transferability",
+    "map_scores": "probe_maps",
     "merge": "moments",
     "minibatch_cka": "similarity",
     "mutual_neighbours": "similarity",
@@ -121,6 +122,7 @@ if TYPE_CHECKING:
     from probekit.functional.neighbours import nearest_neighbours as nearest_neighbours
     from probekit.functional.neighbours import vote as vote
     from probekit.functional.neighbours import vote_neighbours as vote_neighbours
+    from probekit.functional.probe_maps import map_scores as map_scores
     from probekit.functional.ridge import RidgePath as RidgePath
     from probekit.functional.ridge import fit_ridge as fit_ridge
     from probekit.functional.sigmoid_regression import SigmoidPath as SigmoidPath

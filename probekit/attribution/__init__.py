@@ -1,0 +1,1 @@
+"""Where in the image a probe finds what it reads."""
