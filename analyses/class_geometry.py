@@ -24,10 +24,11 @@ second, and 0.56, 0.59 and 0.61 [0.54, 0.67] at the last; that of an autoencoder
 init 0.08 to 0.19 throughout.
 
 Inside classes (R² of ridge probes at the five stages, features as means over 3 × 3 places): position is not
-lost by the layers, 0.65 to 0.93 for Lite0, but by global pooling, 0.00 to 0.31. Rotation is read from 0.00,
-0.35, 0.49, 0.62, 0.48, and from pooled features at most 0.19; random networks read it at most to 0.15. Hue
-survives the training on birds (pooled 0.69, 0.60, 0.79, 0.82, 0.79) and less that on ImageNet (Lite0 0.73,
-0.29, 0.34, 0.46, 0.48). Random networks lose every factor with depth (background 0.99 to 0.13).
+lost by the layers (x 0.65 to 0.93, y 0.55 to 0.95 for Lite0) but by global pooling (0.00 at the first three
+stages, then x 0.31 and 0.14, y 0.46 and 0.62). Rotation is read from 0.00, 0.35, 0.49, 0.62, 0.48, and from
+pooled features at most 0.19; random networks read it at most to 0.15. Hue survives the training on birds
+(pooled 0.69, 0.60, 0.79, 0.82, 0.79) and less that on ImageNet (Lite0 0.73, 0.29, 0.34, 0.46, 0.48). Random
+networks lose what they had with depth (background 0.99 to 0.13).
 
 Would falsify it: ICC that falls with depth up to the fourth stage, a random network whose ICC rises with
 depth, or directional variance as high as total variance at the stage where the class is read best.
