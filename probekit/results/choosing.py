@@ -14,8 +14,8 @@ import pandas as pd
 from probekit.results.metrics import metric_facts
 from probekit.results.schema import OK
 
-# The metric that judges a probe, by kind of target, or stands for a geometry; the first one present counts.
-PRIMARY = ("accuracy", "mean_ap", "r2", "icc")
+# The metric that judges a probe, by kind of target, or stands for an analysis; the first one present counts.
+PRIMARY = ("accuracy", "mean_ap", "r2", "icc", "perturbation_variance")
 # Key in the params under which a row says how its probe scored on val; higher is better.
 VAL = "val"
 
