@@ -16,6 +16,9 @@ from probekit.data.targets import Target
 from probekit.errors import FeatureError, StoreDamaged
 from probekit.files import digest_file, replacing
 
+# Status of a tap that no measure can be taken of.
+DEAD = "dead at initialisation: every feature is constant"
+
 
 @dataclass(frozen=True)
 class Part:

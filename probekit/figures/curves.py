@@ -317,10 +317,14 @@ def _depth_notes(table: ResultTable, rows: pd.DataFrame, metric: str) -> list[st
     return [*notes, f"{len(missing)} undefined values left out" if len(missing) else ""]
 
 
+def _taps_in_words(rows: pd.DataFrame) -> str:
+    taps = rows.drop_duplicates("model")
+    return "; ".join(f"{model} at {name}" for model, name in zip(taps["model"], taps["tap"], strict=True))
+
+
 def _few_shot_notes(table: ResultTable, rows: pd.DataFrame, tap: str | None) -> list[str]:
     trained = rows[~rows["model"].isin(set(table.controls))]
-    taps = trained.drop_duplicates("model")
-    at = "; ".join(f"{model} at {name}" for model, name in zip(taps["model"], taps["tap"], strict=True))
+    at = _taps_in_words(trained)
     choices = choose_taps(table.frame, "few_shot_accuracy").values()
     chosen = (
         "chosen on val" if all(choice.on == "val" for choice in choices) else "chosen on test, so optimistic"
@@ -331,8 +335,7 @@ def _few_shot_notes(table: ResultTable, rows: pd.DataFrame, tap: str | None) -> 
 
 def _strength_notes(table: ResultTable, rows: pd.DataFrame, tap: str | None) -> list[str]:
     trained = rows[~rows["model"].isin(set(table.controls))]
-    taps = trained.drop_duplicates("model")
-    at = "; ".join(f"{model} at {name}" for model, name in zip(taps["model"], taps["tap"], strict=True))
+    at = _taps_in_words(trained)
     counted = f"n = {int(rows['n'].max())} images, each under every change"
     where = f"At {tap}" if tap is not None else f"Deepest taps: {at}"
     return [counted, _interval(trained), *_references(table, rows), "Stronger to the right", where]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +68,7 @@ def draw_probe(table: ResultTable) -> dict[str, Figure]:
         Name → figure, most telling first; names serve as file names.
     """
     figures: dict[str, Figure] = {}
-    names = [str(name) for name in table.frame["data"].unique()]
-    for name in names:
-        part = table.where(data=name) if name else table.where(data=None)
-        prefix = f"{safe_name(name)}-" if len(names) > 1 else ""
+    for prefix, part in _by_data_set(table, table.frame):
         figures |= {prefix + key: figure for key, figure in _draw_data_set(part).items()}
     return figures
 
@@ -98,11 +95,8 @@ def draw_invariance(table: ResultTable) -> dict[str, Figure]:
         Name → figure; names serve as file names.
     """
     frame = table.frame[table.frame["value"].notna()]
-    names = [str(name) for name in frame["data"].unique()]
     figures: dict[str, Figure] = {}
-    for name in names:
-        part = table.where(data=name) if name else table.where(data=None)
-        prefix = f"{safe_name(name)}-" if len(names) > 1 else ""
+    for prefix, part in _by_data_set(table, frame):
         known = set(part.frame.loc[part.frame["value"].notna(), "metric"])
         if "perturbation_variance" in known:
             figures[f"{prefix}depth-perturbation_variance"] = plot_depth(part, "perturbation_variance")
@@ -121,11 +115,8 @@ def draw_reconstruction(table: ResultTable) -> dict[str, Figure]:
         Name → figure; names serve as file names.
     """
     frame = table.frame[table.frame["value"].notna()]
-    names = [str(name) for name in frame["data"].unique()]
     figures: dict[str, Figure] = {}
-    for name in names:
-        part = table.where(data=name) if name else table.where(data=None)
-        prefix = f"{safe_name(name)}-" if len(names) > 1 else ""
+    for prefix, part in _by_data_set(table, frame):
         figures[f"{prefix}depth-pixel_r2"] = plot_depth(part, "pixel_r2")
         figures[f"{prefix}places-pixel_r2"] = plot_places(part)
         figures |= {
@@ -181,6 +172,14 @@ def _draw_data_set(table: ResultTable) -> dict[str, Figure]:
         name = "-".join(safe_name(part) for part in ("class-recall", target, model))
         figures[name] = plot_class_recall(table, target, model)
     return figures
+
+
+def _by_data_set(table: ResultTable, frame: pd.DataFrame) -> Iterator[tuple[str, ResultTable]]:
+    """Yield what figures of each data set in the frame are called by, and its part of the table."""
+    names = [str(name) for name in frame["data"].unique()]
+    for name in names:
+        prefix = f"{safe_name(name)}-" if len(names) > 1 else ""
+        yield prefix, table.where(data=name) if name else table.where(data=None)
 
 
 def _has_depth(rows: pd.DataFrame) -> bool:

@@ -12,7 +12,7 @@ from sklearn.metrics import silhouette_score
 
 from probekit.compute import one_thread
 from probekit.data.targets import Target
-from probekit.features.features import Features
+from probekit.features.features import DEAD, Features
 from probekit.functional import class_geometry as geometry
 from probekit.functional import spectrum
 from probekit.functional.class_geometry import Classes, Estimate
@@ -35,7 +35,6 @@ from probekit.results.schema import rows_to_frame
 from probekit.results.table import ResultTable
 from probekit.seeds import draw_rows, random_stream
 
-DEAD = "dead at initialisation: every feature is constant"
 JACKKNIFE = "jackknife,classes"
 _CLUSTERED = 2000
 

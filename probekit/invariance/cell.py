@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from probekit.compute import one_thread
 from probekit.data.perturbations import PERTURBATIONS, Change
 from probekit.data.targets import Target
-from probekit.features.features import Features
+from probekit.features.features import DEAD, Features
 from probekit.functional.class_geometry import Classes, Estimate
 from probekit.functional.intervals import bootstrap_means, jackknife_interval
 from probekit.functional.invariance import (
@@ -32,7 +32,6 @@ from probekit.results.schema import rows_to_frame
 from probekit.results.table import ResultTable
 from probekit.seeds import random_stream
 
-DEAD = "dead at initialisation: every feature is constant"
 # ``target`` of rows about all perturbations together.
 ALL = "all"
 

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from probekit.compute import one_thread
-from probekit.features.features import Features
+from probekit.features.features import DEAD, Features
 from probekit.functional.intervals import bootstrap_statistic
 from probekit.functional.ridge import fit_ridge
 from probekit.probes.controls import permute_rows
@@ -22,7 +22,6 @@ from probekit.results.schema import rows_to_frame
 from probekit.results.table import ResultTable
 from probekit.seeds import random_stream
 
-DEAD = "dead at initialisation: every feature is constant"
 METRIC = "pixel_r2"
 # Test images that are shown.
 EXAMPLES = 6

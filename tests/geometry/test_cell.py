@@ -9,9 +9,10 @@ import pytest
 from sklearn.metrics import silhouette_score
 
 from probekit.data.targets import Target
+from probekit.features.features import DEAD
 from probekit.functional.class_geometry import Classes, intraclass_correlation
 from probekit.functional.moments import Moments
-from probekit.geometry.cell import DEAD, GeometrySettings, geometry_of_tap
+from probekit.geometry.cell import GeometrySettings, geometry_of_tap
 from tests.probes.conftest import features_of, gaussians, roles_of
 
 QUICK = GeometrySettings(permutations=4)
