@@ -13,6 +13,7 @@ from probekit.cli import options
 def reconstruct(
     model: options.Models = None,
     data: options.Data = None,
+    method: Annotated[str | None, typer.Option(help="How it is read back: linear [default: linear].")] = None,
     taps: options.Taps = None,
     out: options.Out = None,
     random: Annotated[
@@ -51,6 +52,7 @@ def reconstruct(
     flags = {
         "models": model,
         "data": data,
+        "method": method,
         "taps": options.split_taps(taps),
         "random": 0 if no_random else random,
         "permutations": permutations,

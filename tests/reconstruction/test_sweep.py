@@ -15,7 +15,7 @@ from probekit.data.annotations import Boxes
 from probekit.data.targets import Target
 from probekit.errors import InputError
 from probekit.figures import draw_reconstruction
-from probekit.reconstruction import sweep
+from probekit.reconstruction import decoding
 from probekit.results.table import ResultTable
 from tests.features.conftest import small_backbone, small_net
 
@@ -90,7 +90,7 @@ def test_images_that_are_not_divided_are_held_out_at_random(tmp_path: Path):
             small_backbone(), pictures(roles=role), taps=["3"], store=tmp_path, **QUICK
         )
         assert table.where(target="all", metric="pixel_r2").frame["n"].tolist() == [32]
-    roles = sweep._divide(pictures(roles="test"), 0)
+    roles = decoding._divide(pictures(roles="test"), 0)
     every = np.concatenate([roles.train, roles.val, roles.test])
     assert sorted(every) == list(range(160))
 
@@ -110,13 +110,13 @@ def test_taps_without_places_are_refused(tmp_path: Path):
 
 def test_finished_cells_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     calls = []
-    original = sweep._measure
+    original = decoding._measure
 
     def counted(features, **rest):
         calls.append(features.tap)
         return original(features, **rest)
 
-    monkeypatch.setattr(sweep, "_measure", counted)
+    monkeypatch.setattr(decoding, "_measure", counted)
     one = probekit.reconstruct(small_backbone(), pictures(), taps=["3"], store=tmp_path, **QUICK)
     two = probekit.reconstruct(small_backbone(), pictures(), taps=["3"], store=tmp_path, **QUICK)
     assert calls == ["3|grid(4)"]

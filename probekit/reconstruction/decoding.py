@@ -1,0 +1,162 @@
+"""One data set read back by a map that is fitted to it: features of a grid, regions, cells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from probekit.data.images import ImageSet
+from probekit.data.kept import kept_pixels
+from probekit.data.splits import TEST_FRACTION, hold_out
+from probekit.data.transforms import Preprocessing
+from probekit.errors import InputError
+from probekit.features.comparison import Comparison, common_grid
+from probekit.probes.protocol import Roles
+from probekit.reconstruction.pixels import foreground, foreground_target, low_resolution
+from probekit.results.table import ResultTable
+
+if TYPE_CHECKING:
+    from probekit.features.features import Features
+    from probekit.reconstruction.linear import DecodingSettings, Regions
+
+Found = dict[str, Mapping[str, "Features"]]
+
+# Changes whenever a stored cell would no longer hold what the code computes.
+CELL_FORMAT = 1
+_GEOMETRY = ("size", "resize", "interpolation")
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What all data sets of one call share.
+
+    Attributes:
+        taps: As the caller wrote them.
+        regions: Images with masks or boxes; None takes the test images of a data set that has them.
+        settings: Of the cells; the narrowest tap may bound their width further.
+        read: Keywords of ``Comparison.read``.
+        jobs: Parallel workers.
+    """
+
+    taps: str | Sequence[str]
+    regions: ImageSet | None
+    settings: DecodingSettings
+    read: Mapping[str, Any]
+    jobs: int = 1
+
+
+def decode_set(comparison: Comparison, images: ImageSet, asked: Decoding) -> tuple[list[ResultTable], Found]:
+    """Fit a map from every tap of every model to the pixels of one data set.
+
+    Returns:
+        A table for every model and tap, and the features that were read on the way.
+
+    Raises:
+        InputError: If no tap has places, or models take different pixels.
+    """
+    from probekit.reconstruction.linear import ceiling
+
+    roles = _divide(images, asked.settings.seed)
+    found: Found = comparison.read(images, asked.taps, **asked.read)
+    preprocessing = _preprocessing(found)
+    side, grids = common_grid(found)
+    if not side:
+        raise InputError(
+            "taps with places, such as maps or patches", ", ".join(next(iter(found.values()))),
+            "Choose taps before the pooling, such as stages",
+        )  # fmt: skip
+    maps = comparison.read(images, grids, **asked.read)
+    narrowest = min(one.shape[-1] for own in maps.values() for one in own.values())
+    settings = replace(asked.settings, width=min(asked.settings.width, narrowest))
+    with kept_pixels(images, comparison.folder / "pixels") as kept:
+        pixels = low_resolution(kept, preprocessing)
+    own = images.split("test") if foreground_target(images) else None
+    apart = asked.regions or own
+    measure = partial(
+        _measure,
+        pixels=pixels,
+        roles=roles,
+        settings=settings,
+        told={"grid": side, "ceiling": ceiling(pixels, roles, settings)},
+        regions=None
+        if apart is None
+        else _regions(comparison, images, apart, grids, preprocessing, asked.read),
+    )
+    identity = [CELL_FORMAT, side, settings.facts(), "" if apart is None else apart.digest]
+    tables = comparison.run_taps(
+        images, maps, measure, identity, kind="reconstruct", seed=settings.seed, jobs=asked.jobs
+    )
+    return tables, found
+
+
+def _divide(images: ImageSet, seed: int) -> Roles:
+    """Return the splits of the data, held out at random where they are missing."""
+    train, val, test = (images.indices(role) for role in ("train", "val", "test"))
+    if not len(train) or not len(test):
+        every = np.arange(len(images))
+        train, test = hold_out(every, TEST_FRACTION, seed=seed, stratified=False, use="images to read")
+        val = every[:0]
+    if not len(val):
+        kept, held = hold_out(train, seed=seed, stratified=False)
+        train, val = train[kept], train[held]
+    return Roles(train, val, test)
+
+
+def _preprocessing(found: Mapping[str, Mapping[str, Features]]) -> Preprocessing:
+    """Return how all models take their images.
+
+    Raises:
+        InputError: If they do not take the same pixels.
+    """
+    facts = {
+        model: next(iter(own.values())).provenance["model"]["preprocessing"] for model, own in found.items()
+    }
+    views = {model: [one[name] for name in _GEOMETRY] for model, one in facts.items()}
+    first, *others = views.items()
+    for model, view in others:
+        if view != first[1]:
+            raise InputError(
+                "models that take the same pixels",
+                f"{first[0]}: {_words(first[1])}; {model}: {_words(view)}",
+                "Give all of them one size=, resize= and interpolation=",
+            )
+    size, resize, interpolation = first[1]
+    return Preprocessing(size, resize, interpolation=interpolation)
+
+
+def _words(view: Sequence[Any]) -> str:
+    size, resize, interpolation = view
+    return f"resize {resize} {interpolation}, crop {size}"
+
+
+def _regions(
+    comparison: Comparison,
+    images: ImageSet,
+    apart: ImageSet,
+    grids: Mapping[str, Sequence[str]],
+    preprocessing: Preprocessing,
+    read: Mapping[str, Any],
+) -> Regions:
+    """Read images with a foreground; random-init controls keep the statistics they had for the fit."""
+    from probekit.reconstruction.linear import Regions
+
+    target = foreground_target(apart)
+    assert target is not None
+    found = comparison.read(apart, grids, training=images, **read)
+    return Regions(
+        {(one.provenance["weights"], tap): one for own in found.values() for tap, one in own.items()},
+        low_resolution(apart, preprocessing),
+        foreground(apart, preprocessing, target),
+        apart.name,
+    )
+
+
+def _measure(features: Features, **given: Any) -> ResultTable:  # noqa: ANN401 - those of the cell
+    # What measures takes seconds to import, and is not needed where every cell is finished.
+    from probekit.reconstruction.linear import decode_pixels
+
+    return decode_pixels(features, **given)
