@@ -1,0 +1,1 @@
+"""Pretraining arms, alike in everything but the objective."""

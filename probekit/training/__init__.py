@@ -1,0 +1,1 @@
+"""What every optimisation shares: augmentation, schedules, one loop in steps, exact snapshots."""
