@@ -104,6 +104,10 @@ class FusionImpossible(FeatureError):
     """A forward pass cannot be traced, or cannot be rewritten without changing what it computes."""
 
 
+class TrainingDiverged(ProbekitError):
+    """A loss is NaN or infinite: the training stops, and its last snapshot stays."""
+
+
 class SchemaMismatch(ProbekitError):
     """A result table does not follow the schema."""
 

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from probekit.backbones.resnets import WideResNet, build_small_stem
+from probekit.backbones.resnets import WideResNet, build_narrow, build_small_stem
 from probekit.backbones.spec import function_parts
 from probekit.data.transforms import Preprocessing
 from probekit.errors import InputError, near_names
@@ -118,7 +118,19 @@ WIDE: dict[str, Callable[..., nn.Module]] = {
     for depth in (50, 101, 152, 200)
     for factor in (2, 4)
 }
-OURS = {**CIFAR, **WIDE}
+# Small enough to be trained on a processor: for 48 px (first stride 2) and for 32 px.
+NARROW: dict[str, Callable[..., nn.Module]] = {
+    "resnet10_w16": partial(build_narrow, 10, 16, 2),
+    "resnet18_w16_cifar": partial(build_narrow, 18, 16, 1),
+}
+OURS = {**CIFAR, **WIDE, **NARROW}
+# Input of those that are not built for ImageNet's.
+_HALVES = (0.5, 0.5, 0.5)
+SMALL_INPUTS: dict[str, Preprocessing] = {
+    **dict.fromkeys(CIFAR, CIFAR_PREPROCESSING),
+    "resnet10_w16": Preprocessing(48, 48, _HALVES, _HALVES),
+    "resnet18_w16_cifar": Preprocessing(32, 32, _HALVES, _HALVES),
+}
 # timm's architectures with one setting changed that no weight shows: name → timm's name, settings.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     # MoCo v3's ViT-S: 12 heads where timm's has 6. Source: Chen, Xie & He (ICCV 2021), table 1.

@@ -134,6 +134,10 @@ SIGNS: tuple[_Sign, ...] = (
         (r"(^|/)module\.encoder\.", r"(^|/)module\.predictor\."),
     ),
     _Sign(
+        Family("SupCon", "the encoder is evaluated; its projector is left out", BILINEAR),
+        (r"(^|/)model/module\.encoder\.", r"(^|/)model/module\.head\."),
+    ),
+    _Sign(
         Family("SimCLR", "the backbone is evaluated; its projector is left out", BILINEAR),
         (r"(^|/)backbone\.fc\.0\.weight$",),
     ),

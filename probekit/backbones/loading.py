@@ -13,9 +13,8 @@ import torch
 from torch import nn
 
 from probekit.backbones.architectures import (
-    CIFAR,
-    CIFAR_PREPROCESSING,
     OURS,
+    SMALL_INPUTS,
     build,
     classifier_paths,
     seeded,
@@ -233,8 +232,8 @@ def choose_preprocessing(
     facts = getattr(module, "pretrained_cfg", None)
     if spec.checkpoint == "wheel":
         base, notes = WHEEL_PREPROCESSING, ()
-    elif arch in CIFAR:
-        base, notes = CIFAR_PREPROCESSING, ()
+    elif arch in SMALL_INPUTS:
+        base, notes = SMALL_INPUTS[arch], ()
     elif isinstance(facts, Mapping) and facts.get("input_size"):
         base, notes = read_settings(facts)
         if spec.checkpoint_path is not None:
@@ -244,7 +243,7 @@ def choose_preprocessing(
     fixed = isinstance(facts, Mapping) and facts.get("fixed_input_size")
     if (
         family.preprocessing is not None
-        and arch not in CIFAR
+        and arch not in SMALL_INPUTS
         and not (spec.user_code and facts)
         and not (fixed and base.size != family.preprocessing.size)
     ):

@@ -1,4 +1,4 @@
-"""ResNets that timm lacks: with the stem for small images, and wider throughout."""
+"""ResNets that timm lacks: with the stem for small images, narrower and wider throughout."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 # Depth → block and blocks a stage. Source: He et al. (CVPR 2016), table 1; 200: He et al. (ECCV 2016).
 STAGES: dict[int, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int]]] = {
+    10: (BasicBlock, (1, 1, 1, 1)),
     18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),
     50: (Bottleneck, (3, 4, 6, 3)),
@@ -39,6 +40,37 @@ def build_small_stem(depth: int, padding: int = 1, num_classes: int = 1000) -> n
     module.maxpool = nn.Identity()
     _draw(stem)
     return module
+
+
+def build_narrow(depth: int, width: int, stride: int, num_classes: int = 1000) -> nn.Module:
+    """Build a ResNet of basic blocks that a processor can train: a narrow one, for images of 32 to 64 px.
+
+    Args:
+        depth: Number of layers: 10, 18 or 34.
+        width: Channels of the first stage; each stage doubles them.
+        stride: Of the 3×3 first convolution; there is no max-pooling.
+        num_classes: Outputs of the classifier.
+
+    Examples:
+        >>> module = build_narrow(10, 16, 2, 20)
+        >>> module.fc.in_features, sum(one.numel() for one in module.parameters()) // 1000
+        (128, 308)
+    """
+    block, stages = STAGES[depth]
+    module = ResNet(block, list(stages), num_classes=num_classes)
+    module.conv1 = nn.Conv2d(3, width, 3, stride, 1, bias=False)
+    module.bn1 = nn.BatchNorm2d(width)
+    module.maxpool = nn.Identity()
+    module.inplanes = width
+    for place, blocks in enumerate(stages):
+        layer = module._make_layer(block, width * 2**place, blocks, 1 if place == 0 else 2)
+        setattr(module, f"layer{place + 1}", layer)
+    module.fc = nn.Linear(width * 8, num_classes)
+    for one in module.modules():
+        if isinstance(one, nn.Conv2d):
+            _draw(one)
+    narrow: nn.Module = module
+    return narrow
 
 
 class WideResNet(ResNet):  # type: ignore[misc] # torchvision has no types

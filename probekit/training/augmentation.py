@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 GREY = (0.299, 0.587, 0.114)
 # Red, green and blue → luma and the two axes of colour, of the YIQ system.
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+_WHOLE = (1.0, 1.0)
 # How often a crop is drawn.
 _TRIES = 10
 # Half the window of the blur, in widths of the widest Gaussian; and the side its widths are meant for.
@@ -198,7 +199,7 @@ def _cropped(pixels: Tensor, augmentation: Augmentation, size: int, draws: np.ra
     low, high = (math.log(one) for one in augmentation.ratio)
     aspect = np.exp(draws.uniform(low, high, (_TRIES, n)))
     centres = draws.uniform(-1, 1, (2, n))
-    if augmentation.crop == (1, 1):
+    if augmentation.crop == _WHOLE:
         half = np.ones((2, n))
         if height == width == size:
             return torch.where(_column(mirrored, images), images.flip(3), images)
