@@ -30,6 +30,7 @@ _HOMES = {
     "measure_invariance": "probekit.invariance.sweep",
     "measure_similarity": "probekit.similarity.sweep",
     "open_images": "probekit.data.readers",
+    "pretrain": "probekit.pretraining.sweep",
     "probe": "probekit.probes.sweep",
     "probe_cam": "probekit.attribution.linear",
     "reconstruct": "probekit.reconstruction.sweep",
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from probekit.geometry.sweep import stream_moments as stream_moments
     from probekit.invariance.sweep import measure_invariance as measure_invariance
     from probekit.plan import Plan as Plan
+    from probekit.pretraining.sweep import pretrain as pretrain
     from probekit.probes.sweep import probe as probe
     from probekit.reconstruction.sweep import reconstruct as reconstruct
     from probekit.results.fitted import Probe as Probe

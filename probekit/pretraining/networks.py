@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ def put_head(module: nn.Module, path: str, kind: str, outputs: int, seed: int) -
     """
     width = int(module.get_submodule(path).get_parameter("weight").shape[1])
     with seeded("pretraining head", kind, width, outputs, seed):
-        head = _HEADS[kind](width, outputs)
+        head: nn.Module = _HEADS[kind](width, outputs)
     module.set_submodule(path, head)
     return head
 

@@ -193,10 +193,12 @@ _WRITERS: dict[str, Callable[[Path, Any], None]] = {
     ".npy": _write_array,
     ".png": _write_bytes,
     ".svg": _write_bytes,
+    ".pth": _write_bytes,
     ".json": write_json,
 }
 _READERS: dict[str, Callable[[Path], Any]] = {
     ".parquet": pd.read_parquet,
+    ".pth": Path.read_bytes,
     ".npz": read_arrays,
     ".npy": _read_array,
     ".png": Path.read_bytes,
