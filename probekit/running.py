@@ -17,6 +17,7 @@ from probekit.errors import InputError, near_names
 from probekit.figures import (
     draw_geometry,
     draw_invariance,
+    draw_pretraining,
     draw_probe,
     draw_reconstruction,
     draw_similarity,
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 # Verb → module and function; the module is imported only when the verb runs.
 VERBS = {
     "probe": "probekit.probes.sweep:probe",
+    "pretrain": "probekit.pretraining.sweep:pretrain",
     "geometry": "probekit.geometry.sweep:measure_geometry",
     "invariance": "probekit.invariance.sweep:measure_invariance",
     "reconstruct": "probekit.reconstruction.sweep:reconstruct",
@@ -52,6 +54,7 @@ SMOKE: dict[str, dict[str, Any]] = {
         "shots": [1, 5],
         "random": 1,
     },
+    "pretrain": {"epochs": 2, "seeds": 1, "batch_size": 32, "queue": 64, "random": 1},
     "geometry": {"permutations": 3, "random": 1},
     "invariance": {"permutations": 3, "random": 1, "images": 20},
     "reconstruct": {"permutations": 3, "random": 1, "bootstrap_draws": 200, "penalties": [1.0, 0.1, 0.01]},
@@ -108,6 +111,7 @@ def execute(plan: Plan, out: str | Path | None, **places: Any) -> dict[str, Resu
 
 DRAWINGS: dict[str, Callable[[ResultTable], dict[str, Figure]]] = {
     "probe": draw_probe,
+    "pretrain": draw_pretraining,
     "geometry": draw_geometry,
     "invariance": draw_invariance,
     "reconstruct": draw_reconstruction,
@@ -166,6 +170,10 @@ def foresee(plan: Plan, **places: Any) -> pd.DataFrame:  # noqa: ANN401
     from probekit.features.extraction import estimate
 
     settings = plan.settings
+    if plan.verb == "pretrain":
+        from probekit.pretraining.sweep import foresee_pretraining
+
+        return foresee_pretraining(settings, places.get("device"))
     if "models" not in settings or "data" not in settings:
         raise InputError("a plan with models and data", ", ".join(settings) or "none", "Run it instead")
     sets = settings["data"] if isinstance(settings["data"], list) else [settings["data"]]
@@ -203,7 +211,7 @@ def shrink(plan: Plan) -> Plan:
         return smoke(plan)
     find_verb(plan.verb)
     data = plan.settings.get("data", [])
-    limited = [_limited(one) for one in (data if isinstance(data, list) else [data])]
+    limited = [_limited(one) for one in data] if isinstance(data, list) else _limited(data)
     return plan.having(data=limited, **SMOKE[plan.verb])
 
 

@@ -15,6 +15,7 @@ from probekit.cli.geometry import geometry
 from probekit.cli.inspect import inspect
 from probekit.cli.invariance import invariance
 from probekit.cli.layers import layers
+from probekit.cli.pretrain import pretrain
 from probekit.cli.probe import probe
 from probekit.cli.reconstruct import reconstruct
 from probekit.cli.report import report
@@ -40,6 +41,7 @@ for verb in (
     verify,
     unfold,
     extract,
+    pretrain,
     probe,
     geometry,
     invariance,

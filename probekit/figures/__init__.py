@@ -5,6 +5,7 @@ from probekit.figures.curves import plot_few_shot as plot_few_shot
 from probekit.figures.drawing import draw as draw
 from probekit.figures.drawing import draw_geometry as draw_geometry
 from probekit.figures.drawing import draw_invariance as draw_invariance
+from probekit.figures.drawing import draw_pretraining as draw_pretraining
 from probekit.figures.drawing import draw_probe as draw_probe
 from probekit.figures.drawing import draw_reconstruction as draw_reconstruction
 from probekit.figures.drawing import draw_similarity as draw_similarity
@@ -15,3 +16,4 @@ from probekit.figures.matrices import plot_targets as plot_targets
 from probekit.figures.places import plot_examples as plot_examples
 from probekit.figures.places import plot_places as plot_places
 from probekit.figures.relation import plot_relation as plot_relation
+from probekit.figures.training import plot_training as plot_training

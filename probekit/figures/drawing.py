@@ -15,6 +15,7 @@ from probekit.figures.layers import plot_layers
 from probekit.figures.matrices import plot_class_recall, plot_targets
 from probekit.figures.places import plot_examples, plot_places
 from probekit.figures.style import Prints
+from probekit.figures.training import plot_training
 from probekit.files import replacing, safe_name
 from probekit.results.table import ResultTable
 
@@ -27,6 +28,7 @@ KINDS: dict[str, Callable[..., Figure]] = {
     "strengths": plot_strengths,
     "places": plot_places,
     "examples": plot_examples,
+    "training": plot_training,
 }
 # Metrics drawn against depth, most telling first.
 DEPTH_METRICS = (
@@ -37,6 +39,7 @@ GEOMETRY_METRICS = (
     "icc", "directional_cdnv", "cdnv", "vci", "within_class_r2", "cosine_gap_centred", "map_at_r",
     "effective_rank", "two_nn",
 )  # fmt: skip
+TRAINING_METRICS = ("pretraining_loss", "images_per_s")
 # From this many targets on, one matrix says more than panels.
 MANY_TARGETS = 5
 
@@ -47,9 +50,9 @@ def draw(table: ResultTable, kind: str = "depth", **settings: Any) -> Figure:  #
     Args:
         table: What to draw.
         kind: ``depth``, ``few_shot``, ``class_recall``, ``targets``, ``layers``, ``strengths``,
-            ``places`` or ``examples``.
+            ``places``, ``examples`` or ``training``.
         **settings: Passed to ``plot_depth``, ``plot_few_shot``, ``plot_class_recall``, ``plot_targets``,
-            ``plot_layers``, ``plot_strengths``, ``plot_places`` or ``plot_examples``.
+            ``plot_layers``, ``plot_strengths``, ``plot_places``, ``plot_examples`` or ``plot_training``.
 
     Raises:
         InputError: If the kind is unknown or the table lacks its rows.
@@ -125,6 +128,18 @@ def draw_reconstruction(table: ResultTable) -> dict[str, Figure]:
     if bool((frame["metric"] == "background_ratio").any()):
         figures["depth-background_ratio"] = plot_depth(table, "background_ratio")
     return figures
+
+
+def draw_pretraining(table: ResultTable) -> dict[str, Figure]:
+    """Draw the trainings along their way, then every figure that their probes support.
+
+    Returns:
+        Name → figure; names serve as file names.
+    """
+    probes = ResultTable(
+        table.frame[~table.frame["metric"].isin(TRAINING_METRICS)], table.provenance, table.attachments
+    )
+    return {"training": plot_training(table), **(draw_probe(probes) if len(probes) else {})}
 
 
 def draw_similarity(table: ResultTable) -> dict[str, Figure]:

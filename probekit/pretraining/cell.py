@@ -97,7 +97,8 @@ def train_arm(
     """Train one arm, or go on with it, and leave its checkpoints, metrics and facts in a folder.
 
     Returns:
-        ``wall_s``, the metrics of the last step and, where there are classes, ``val_accuracy`` of a linear probe.
+        ``wall_s``, the metrics of the last step, and ``val_accuracy`` of a linear probe where there are
+        classes.
 
     Raises:
         TrainingDiverged: If the loss is no number.

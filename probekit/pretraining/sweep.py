@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -116,20 +117,27 @@ def pretrain(
     settings = stored_settings(locals())
     began = time.monotonic()
     plan = _Plan.open(settings, data, store, device)
+    _join_processes(plan.device)
     trainings = plan.trainings()
     if isinstance(lr, Sequence) and len(lr) > 1:
         trainings = plan.choose_rates(trainings, jobs)
     done = plan.run(trainings, jobs)
-    table = probe(
-        [plan.model(one) for one in trainings],
-        plan.images,
-        taps=taps,
-        targets=plan.target,
-        random=random,
-        store=store,
-        device=device,
-        jobs=jobs,
-    ) if plan.target is not None else None  # fmt: skip
+    # Probes run in one process: under torchrun only checkpoints and curves are made.
+    alone = rank()[1] == 1
+    table = (
+        probe(
+            [plan.model(one) for one in trainings],
+            plan.images,
+            taps=taps,
+            targets=plan.target,
+            random=random,
+            store=store,
+            device=device,
+            jobs=jobs,
+        )
+        if plan.target is not None and alone
+        else None
+    )
     return plan.table(table, trainings, done, settings, began)
 
 
@@ -333,7 +341,12 @@ class _Plan:
         )  # fmt: skip
 
     def _steps_in_time(self) -> dict[str, int]:
-        """Return the steps of each arm that fit into the time of cross-entropy, each measured by itself.
+        """Return the steps of each arm that fit into the time of cross-entropy."""
+        known = self.seconds()
+        return {arm.name: max(1, round(self.steps * known["ce"] / known[arm.name])) for arm in self.arms}
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds a step of cross-entropy and of every arm, each measured by itself.
 
         Measured once for a store: what goes on after an interruption has the steps it began with.
         """
@@ -341,21 +354,26 @@ class _Plan:
         from probekit.pretraining.batches import training_pixels
 
         s = self.settings
-        asked = ["ce", *(arm.name for arm in self.arms if arm.name != "ce")]
-        key = digest_json([CELL_FORMAT, __version__, s["arch"], s["batch_size"], s["precision"], s["groups"]])
+        asked = list(dict.fromkeys(["ce", *(arm.name for arm in self.arms)]))
+        words = ("arch", "batch_size", "groups", "queue", "precision", "augmentation")
+        key = digest_json([CELL_FORMAT, __version__, *(s[word] for word in words)])
         place = self.folder / "pretraining" / f"seconds-{key[:16]}-{self.device.type}.json"
         known: dict[str, float] = read_json(place) if place.exists() else {}
         missing = [name for name in asked if name not in known]
         if missing:
-            one_batch = self.train[: max(2, 2 * TIMED) * s["batch_size"]]
-            size = _preprocessing(s["arch"]).size
-            with training_pixels(self.images.select(one_batch), size, self.folder) as pixels:
+            some = self.train[: 2 * TIMED * s["batch_size"]]
+            with training_pixels(
+                self.images.select(some), _preprocessing(s["arch"]).size, self.folder
+            ) as pixels:
                 for name in missing:
                     cell = self.cell(find_arm(name), 0, 0.01, 2 * TIMED)
-                    views = self.views(cell, pixels, self.labels[: len(pixels)])
-                    known[name] = _seconds_a_step(cell.training, views)
-            write_json(place, known)
-        return {arm.name: max(1, round(self.steps * known["ce"] / known[arm.name])) for arm in self.arms}
+                    known[name] = _seconds_a_step(
+                        cell.training, self.views(cell, pixels, self.labels[: len(pixels)])
+                    )
+            if rank()[0] == 0:
+                write_json(place, known)
+            _wait_for_all()
+        return known
 
     def model(self, cell: _Cell) -> ModelSpec:
         """Return how the final checkpoint is loaded."""
@@ -435,6 +453,48 @@ def _run_cell(
         facts = train_arm(cell.training, views, held, cell.folder)
     if rank()[0] == 0:
         write_json(cell.folder / "facts.json", {**facts, "threads": threads})
+    _wait_for_all()
+
+
+def foresee_pretraining(settings: Mapping[str, Any], device: str | None = None) -> pd.DataFrame:
+    """Say what a call of ``pretrain`` would train: arms, seeds, steps, views, seconds; trains nothing.
+
+    A few steps of every arm are timed.
+
+    Args:
+        settings: Keywords of ``pretrain``.
+        device: Where it would train.
+    """
+    given = inspect.signature(pretrain).parameters
+    whole = {name: one.default for name, one in given.items() if name not in ("store", "device", "jobs")}
+    whole |= {**settings, "budget": "time"}
+    plan = _Plan.open(whole, whole["data"], None, device)
+    plan.trainings()
+    seconds = plan.seconds()
+    rows = []
+    for arm in plan.arms:
+        timed = plan.steps * seconds["ce"] / seconds[arm.name]
+        steps = plan.steps if settings.get("budget", "images") == "images" else max(1, round(timed))
+        for seed in plan.seeds:
+            views = 2 * steps * whole["batch_size"]
+            took = round(steps * seconds[arm.name], 1)
+            rows.append({"arm": arm.name, "seed": seed, "steps": steps, "views": views, "train_s": took})
+    return pd.DataFrame(rows)
+
+
+def _join_processes(device: Any) -> None:  # noqa: ANN401 - a torch device
+    """Join the processes that torchrun started, where it did."""
+    import torch.distributed as dist
+
+    if rank()[1] > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def _wait_for_all() -> None:
+    import torch.distributed as dist
+
+    if rank()[1] > 1:
+        dist.barrier()
 
 
 def _seconds_a_step(training: Training, views: TwoViews) -> float:

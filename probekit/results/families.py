@@ -108,6 +108,13 @@ FAMILIES: tuple[Family, ...] = (
         ("pixel_r2", "foreground_error", "background_error", "background_ratio"),
     ),
     Family(
+        "Trainings: did they go well?",
+        "Arms differ in nothing but the objective: the same first weights, images, views and schedule for "
+        "each seed. Losses of different objectives have no common scale. What an arm has learnt is said by "
+        "the probes of its checkpoint beside random init, and differences between arms need several seeds.",
+        ("pretraining_loss", "images_per_s"),
+    ),
+    Family(
         "Spectrum: over how many directions do features spread?",
         "Classes play no part. High means many directions in use. All of these depend on the number of "
         "images and on the width, and none of them is good or bad by itself.",

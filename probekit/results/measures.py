@@ -195,6 +195,23 @@ MEASURES: dict[str, MetricFacts] = {
         "frequencies, that a linear map reads from as many projected features of every tap. What it does not "
         "read may still be there. The ceiling in the params is that of the pixels themselves.",
     ),
+    "pretraining_loss": MetricFacts(
+        "Pretraining loss",
+        "",
+        None,
+        None,
+        None,
+        "Loss of the last step, of the arm's own objective: losses of different objectives have no common "
+        "scale, and a low one is no proof of good features.",
+    ),
+    "images_per_s": MetricFacts(
+        "Views per second",
+        "1/s",
+        None,
+        0.0,
+        None,
+        "Augmented views that went through the training in a second at its end, on the machine at hand.",
+    ),
     "foreground_error": MetricFacts(
         "Unread share of the foreground",
         "",
