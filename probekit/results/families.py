@@ -115,6 +115,14 @@ FAMILIES: tuple[Family, ...] = (
         ("pretraining_loss", "images_per_s"),
     ),
     Family(
+        "Made images: what does a layer not tell from the true image?",
+        "Images are made whose features at a layer are those of the true image, and compared with it. What "
+        "differs is what the layer does not tell apart, or what the making could not find: models are ranked "
+        "only where all came to one residual. The prior of the images adds what is common to all photographs. "
+        "A random network is inverted well: invertible is not the same as useful.",
+        ("image_r2", "psnr", "ssim", "gradient_deviation", "perceptual_distance", "feature_residual"),
+    ),
+    Family(
         "Spectrum: over how many directions do features spread?",
         "Classes play no part. High means many directions in use. All of these depend on the number of "
         "images and on the width, and none of them is good or bad by itself.",

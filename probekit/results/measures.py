@@ -239,6 +239,61 @@ MEASURES: dict[str, MetricFacts] = {
         "variance.",
         ratio=True,
     ),
+    "psnr": MetricFacts(
+        "Peak signal to noise of made images",
+        "dB",
+        True,
+        None,
+        None,
+        "10·log₁₀(1/MSE) of an image made from features, against the true one. It rewards the right colours "
+        "at the right places, and blur above wrong detail. The null is that of other images.",
+    ),
+    "ssim": MetricFacts(
+        "Structural similarity of made images",
+        "",
+        True,
+        -1.0,
+        1.0,
+        "Agreement of local means, contrasts and patterns in windows of 11 pixels: 1 for equal images. It "
+        "depends on the size of the images: compare at one size only.",
+    ),
+    "gradient_deviation": MetricFacts(
+        "Deviation of gradients of made images",
+        "",
+        False,
+        0.0,
+        None,
+        "MS-GMSD, how unevenly edges agree over four scales: 0 for equal images. Colour plays no part.",
+    ),
+    "image_r2": MetricFacts(
+        "R² of made images",
+        "",
+        True,
+        None,
+        1.0,
+        "Share of an image's squared distance from the mean image that is made again, mean over images: 0 is "
+        "no better than the mean image, below 0 worse, as wrong detail is.",
+    ),
+    "perceptual_distance": MetricFacts(
+        "Perceptual distance of made images",
+        "",
+        False,
+        0.0,
+        None,
+        "Distance of the made from the true image in the features of a further network, which the params "
+        "name: compare only values of one network, and none of the network that was inverted.",
+    ),
+    "feature_residual": MetricFacts(
+        "Residual of features",
+        "",
+        False,
+        0.0,
+        None,
+        "Squared distance of the made image's features from the true ones, relative to that of the mean "
+        "features: 0 is the same for the layer, 1 no nearer than the mean. It says how far an inversion came, "
+        "not how good a layer is: images are compared at one residual.",
+        ratio=True,
+    ),
     "whitened_cosine": MetricFacts(
         "Whitened cosine",
         "",
