@@ -41,7 +41,7 @@ def peak_signal_to_noise(x: ArrayLike, y: ArrayLike) -> FloatArray:
         >>> peak_signal_to_noise(grey, grey + 0.1).round(6).tolist()
         [20.0]
     """
-    a, b = _images(x, y, 1)
+    a, b = check_images(x, y, 1)
     with np.errstate(divide="ignore"):
         return np.asarray(-10 * np.log10(np.square(a - b).mean(axis=(1, 2, 3))))
 
@@ -65,7 +65,7 @@ def structural_similarity(x: ArrayLike, y: ArrayLike) -> tuple[FloatArray, Float
         InputError: If the shapes are not those, or differ, or values lie outside [0, 1].
         NonFiniteFeatures: If a value is NaN or infinite.
     """
-    a, b = _images(x, y, 2 * _SSIM_RADIUS + 1)
+    a, b = check_images(x, y, 2 * _SSIM_RADIUS + 1)
     mean_a, mean_b = _windowed(a), _windowed(b)
     own_a, own_b = _windowed(a * a) - mean_a**2, _windowed(b * b) - mean_b**2
     both = _windowed(a * b) - mean_a * mean_b
@@ -93,7 +93,7 @@ def gradient_deviation(x: ArrayLike, y: ArrayLike) -> FloatArray:
         InputError: If the shapes are not those, or differ, or values lie outside [0, 1].
         NonFiniteFeatures: If a value is NaN or infinite.
     """
-    a, b = (255 * one @ np.array(_LUMA) for one in _images(x, y, 2 ** len(_SCALES) + 1))
+    a, b = (255 * one @ np.array(_LUMA) for one in check_images(x, y, 2 ** len(_SCALES) + 1))
     total = np.zeros(len(a))
     for place, weight in enumerate(_SCALES):
         if place:
@@ -104,7 +104,13 @@ def gradient_deviation(x: ArrayLike, y: ArrayLike) -> FloatArray:
     return np.asarray(np.sqrt(total))
 
 
-def _images(x: ArrayLike, y: ArrayLike, least: int) -> tuple[FloatArray, FloatArray]:
+def check_images(x: ArrayLike, y: ArrayLike, least: int) -> tuple[FloatArray, FloatArray]:
+    """Return two stacks of images (N, H, W, 3) in [0, 1], at least ``least`` pixels a side.
+
+    Raises:
+        InputError: If the shapes are not those, or differ, or values lie outside [0, 1].
+        NonFiniteFeatures: If a value is NaN or infinite.
+    """
     a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if a.shape != b.shape or a.ndim != 4 or a.shape[3] != 3 or min(a.shape[1:3]) < least or not len(a):
         raise InputError(

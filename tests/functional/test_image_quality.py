@@ -87,3 +87,18 @@ def test_nan_is_refused():
     x = np.full((1, 20, 20, 3), np.nan)
     with pytest.raises(NonFiniteFeatures):
         gradient_deviation(x, x)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (33, 48)])
+def test_values_are_those_of_scikit_image(height: int, width: int):
+    metrics = pytest.importorskip("skimage.metrics", reason="scikit-image is an oracle (extra [oracles])")
+    x, y = pair(height, width)
+    found, maps = structural_similarity(x, y)
+    settings = {"gaussian_weights": True, "use_sample_covariance": False, "data_range": 1, "channel_axis": 2}
+    for place, (a, b) in enumerate(zip(x, y, strict=True)):
+        expected = metrics.peak_signal_noise_ratio(a, b, data_range=1)
+        assert peak_signal_to_noise(x, y)[place] == pytest.approx(expected)
+        mean, own = metrics.structural_similarity(a, b, full=True, **settings)
+        # Its Gaussian ends at 3.5 σ, which is 5 pixels; its mean leaves out the same border.
+        assert found[place] == pytest.approx(mean)
+        np.testing.assert_allclose(maps[place], own.mean(axis=2)[5:-5, 5:-5], atol=1e-6)
