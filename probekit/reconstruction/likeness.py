@@ -65,6 +65,7 @@ def score_images(
     mean_image: NDArray[Any],
     inside: NDArray[Any] | None = None,
     perceptual: Perceptual | None = None,
+    uninformed: NDArray[Any] | None = None,
     unit: str = "seeds",
     seed: int = 0,
 ) -> Likeness:
@@ -73,8 +74,9 @@ def score_images(
     A value is the mean over images and draws; of regions it is a share of all images' squared error, as in
     ``decode_pixels``. Its interval is a t-interval over draws, the images fixed; of a single draw it is a
     bootstrap over the images. Its null is the score of the first draw against other images of the set: of up
-    to 20 cyclic orders, in each of which every image meets another one, mean and range. Errors of regions
-    have the analytic null 1, the error of the mean image.
+    to 20 cyclic orders, in each of which every image meets another one, mean and range; or that of images
+    made by what was fitted to permuted images. Errors of regions have the analytic null 1, the error of the
+    mean image.
 
     Args:
         made: (S, N, H, W, 3) in [0, 1], S draws of what is random in their making; (N, H, W, 3) for one.
@@ -83,6 +85,7 @@ def score_images(
         mean_image: (H, W, 3) in [0, 1], of the images that were there to learn from.
         inside: (N, h, w) share of each pixel or cell that is foreground; h divides H, and w W.
         perceptual: A further distance.
+        uninformed: (B, N, H, W, 3) in [0, 1], made by what was fitted to permuted images; None takes others.
         unit: What a draw is, for the kind of the interval.
         seed: Fixes the other images and the resamples.
 
@@ -100,10 +103,11 @@ def score_images(
     """
     draws = np.asarray(made, np.float64)
     draws = draws[None] if draws.ndim == 4 else draws
+    blind = None if uninformed is None else np.asarray(uninformed, np.float64)
     truth, mean = np.asarray(true, np.float64), np.asarray(mean_image, np.float64)
     _check(draws, truth, mean, ids)
     scorers = _scorers(mean, perceptual)
-    orders = other_images(len(truth), seed=seed)
+    orders = other_images(len(truth), seed=seed) if blind is None else []
     rows, scores = [], {"id": list(ids)}
     for metric, score in scorers.items():
         params = {"network": perceptual.name} if perceptual and metric == PERCEPTUAL else {}
@@ -112,12 +116,20 @@ def score_images(
             rows.append({"metric": metric, "status": f"needs images of {least} pixels a side"})
             continue
         found = np.stack([score(one, truth) for one in draws])
-        others = np.array([score(draws[0], truth[order]).mean() for order in orders])
-        rows.append(_row(metric, found, others, unit, seed) | {"params": params})
+        if blind is None:
+            null = [score(draws[0], truth[order]).mean() for order in orders]
+            kind = f"other images,{len(null)}"
+        else:
+            null, kind = [score(one, truth).mean() for one in blind], f"permuted,{len(blind)}"
+        row = _row(metric, found, unit, seed)
+        if "value" in row and null and np.isfinite(null).all():
+            row |= {"null": float(np.mean(null)), "null_low": float(min(null)), "null_high": float(max(null))}
+            row["null_kind"] = kind
+        rows.append(row | {"params": params})
         scores[metric] = found.mean(axis=0).tolist()
     errors = np.square(draws - truth).mean(axis=4)
     if inside is not None:
-        rows += _region_rows(errors, np.square(truth - mean).mean(axis=3), inside, unit, seed)
+        rows += region_rows(errors, np.square(truth - mean).mean(axis=3), inside, unit=unit, seed=seed)
     structure = None
     if min(truth.shape[1:3]) >= _LEAST["ssim"]:
         structure = np.mean([structural_similarity(one, truth)[1] for one in draws], axis=0)
@@ -188,8 +200,8 @@ def _scorers(mean: Array, perceptual: Perceptual | None) -> dict[str, _Score]:
     return found
 
 
-def _row(metric: str, found: Array, others: Array, unit: str, seed: int) -> dict[str, Any]:
-    """Return the row of a score by image: (S, N) values, (B,) means against other images."""
+def _row(metric: str, found: Array, unit: str, seed: int) -> dict[str, Any]:
+    """Return the row of a score by image, (S, N) values, without its null."""
     row: dict[str, Any] = {"metric": metric, "n": found.shape[1]}
     if not np.isfinite(found).all():
         same = "an image is equal to the true one" if metric == "psnr" else "undefined for an image"
@@ -198,9 +210,6 @@ def _row(metric: str, found: Array, others: Array, unit: str, seed: int) -> dict
     low, high = _interval(found, seed)
     if np.isfinite(low):
         row |= {"ci_low": low, "ci_high": high, "ci_kind": _kind(len(found), unit)}
-    if len(others) and np.isfinite(others).all():
-        ends = {"null_low": float(others.min()), "null_high": float(others.max())}
-        row |= {"null": float(others.mean()), **ends, "null_kind": f"other images,{len(others)}"}
     return row
 
 
@@ -218,10 +227,21 @@ def _kind(draws: int, unit: str) -> str:
     return f"t,{unit}" if draws > 1 else "bootstrap,test units"
 
 
-def _region_rows(
-    errors: Array, spread: Array, inside: NDArray[Any], unit: str, seed: int
+def region_rows(
+    errors: Array, spread: Array, inside: NDArray[Any], *, unit: str = "seeds", seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Return the errors of foreground and background, and their ratio, from (S, N, H, W) squared errors."""
+    """Return the errors of foreground and background, and their ratio.
+
+    Args:
+        errors: (S, N, H, W) squared errors of made images.
+        spread: (N, H, W) those of the mean image.
+        inside: (N, h, w) share of each pixel or cell that is foreground; h divides H, and w W.
+        unit: What a draw is, for the kind of the interval.
+        seed: Fixes the resamples.
+
+    Raises:
+        InputError: If shapes do not fit.
+    """
     shares = np.asarray(inside, np.float64)
     height, width = spread.shape[1] // shares.shape[1], spread.shape[2] // shares.shape[2]
     shares = shares.repeat(height, axis=1).repeat(width, axis=2)

@@ -162,8 +162,8 @@ class _Decoder:
         cls, data: TapData, pixels: Array, settings: DecodingSettings, *, permutations: int | None = None
     ) -> _Decoder:
         roles, stage = data.roles, data.choose
-        projection = _projection(stage.fit.shape[1], settings)
-        test = _standardised(data.features.matrix(roles.test), stage)
+        projection = random_projection(stage.fit.shape[1], settings.width, settings.seed)
+        test = standardised(data.features.matrix(roles.test), stage)
         parts = [np.asarray(rows @ projection, np.float32) for rows in (stage.fit, stage.score, test)]
         narrow = TapData.of_matrices(data.features, roles, *parts)
         penalties = np.array(sorted(settings.penalties, reverse=True))
@@ -233,8 +233,8 @@ class _Decoder:
 
     def predict(self, features: Array) -> NDArray[np.float64]:
         """Return (M, K) pixels of further images."""
-        projected = np.asarray(_standardised(features, self.stage) @ self.projection, np.float32)
-        found = _standardised(projected, self.final) @ self.weights + self.intercept
+        projected = np.asarray(standardised(features, self.stage) @ self.projection, np.float32)
+        found = standardised(projected, self.final) @ self.weights + self.intercept
         return from_frequencies(found)
 
     def region_rows(self, features: Array, regions: Regions) -> list[dict[str, Any]]:
@@ -291,12 +291,13 @@ _REGION_SCORES = {
 }
 
 
-def _projection(count: int, settings: DecodingSettings) -> Array:
-    """Return (D, width) Gaussian directions of about unit length."""
-    stream = random_stream("projection of features", settings.seed, count)
-    return np.asarray(stream.standard_normal((count, settings.width)) / np.sqrt(count), np.float32)
+def random_projection(count: int, width: int, seed: int) -> Array:
+    """Return (D, width) Gaussian directions of about unit length, for D = ``count`` features."""
+    stream = random_stream("projection of features", seed, count)
+    return np.asarray(stream.standard_normal((count, width)) / np.sqrt(count), np.float32)
 
 
-def _standardised(rows: Array, stage: Stage) -> Array:
+def standardised(rows: Array, stage: Stage) -> Array:
+    """Return rows moved and scaled as those of the stage, without its constant columns."""
     kept = stage.kept
     return np.asarray((rows[:, kept] - stage.mean[kept]) / stage.scale[kept], np.float32)

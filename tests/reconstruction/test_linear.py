@@ -11,7 +11,13 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 from sklearn.preprocessing import StandardScaler
 
-from probekit.reconstruction.linear import DecodingSettings, Regions, _projection, ceiling, decode_pixels
+from probekit.reconstruction.linear import (
+    DecodingSettings,
+    Regions,
+    ceiling,
+    decode_pixels,
+    random_projection,
+)
 from probekit.reconstruction.pixels import BANDS, band_columns, frequencies, from_frequencies
 from tests.probes.conftest import features_of, roles_of
 
@@ -54,7 +60,7 @@ def test_the_score_is_that_of_scikit_learn_through_the_same_steps():
     table = measured(values, pixels)
     rows = table.frame.set_index("target")
     first = StandardScaler().fit(values[ROLES.train])
-    narrow = first.transform(values) @ _projection(250, QUICK)
+    narrow = first.transform(values) @ random_projection(250, QUICK.width, QUICK.seed)
     second = StandardScaler().fit(narrow[ROLES.fitting])
     x, coefficients = second.transform(narrow), frequencies(flat)
     predicted = np.empty((len(ROLES.test), 192))
