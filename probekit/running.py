@@ -57,7 +57,14 @@ SMOKE: dict[str, dict[str, Any]] = {
     "pretrain": {"epochs": 2, "seeds": 1, "batch_size": 32, "queue": 64, "random": 1},
     "geometry": {"permutations": 3, "random": 1},
     "invariance": {"permutations": 3, "random": 1, "images": 20},
-    "reconstruct": {"permutations": 3, "random": 1, "bootstrap_draws": 200, "penalties": [1.0, 0.1, 0.01]},
+    "reconstruct": {
+        "permutations": 3,
+        "random": 1,
+        "bootstrap_draws": 200,
+        "penalties": [1.0, 0.1, 0.01],
+        "draws": 2,
+        "steps": 20,
+    },
     "similarity": {"permutations": 2, "random": 1, "pairwise": 100, "groups": 5},
 }
 SMOKE_IMAGES = 120

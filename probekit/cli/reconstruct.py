@@ -13,7 +13,9 @@ from probekit.cli import options
 def reconstruct(
     model: options.Models = None,
     data: options.Data = None,
-    method: Annotated[str | None, typer.Option(help="How it is read back: linear [default: linear].")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="How it is read back: linear, decoder [default: linear].")
+    ] = None,
     taps: options.Taps = None,
     out: options.Out = None,
     random: Annotated[
@@ -26,6 +28,16 @@ def reconstruct(
     ] = None,
     width: Annotated[
         int | None, typer.Option(min=1, help="Features every tap is projected to [default: 256].")
+    ] = None,
+    draws: Annotated[
+        int | None, typer.Option(min=2, help="Trainings of the decoder behind each interval [default: 3].")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of each training of the decoder [default: 200].")
+    ] = None,
+    perceptual: Annotated[
+        str | None,
+        typer.Option(help="A further network, NAME=ARCH:CHECKPOINT, that compares made with true images."),
     ] = None,
     permutations: Annotated[
         int | None, typer.Option(min=0, help="Permutations of the images behind each null [default: 20].")
@@ -58,6 +70,9 @@ def reconstruct(
         "permutations": permutations,
         "regions": regions,
         "width": width,
+        "draws": draws,
+        "steps": steps,
+        "perceptual": perceptual,
         "seed": seed,
         "precision": precision,
         "batch_size": batch_size,

@@ -16,17 +16,21 @@ from probekit.data.transforms import Preprocessing
 from probekit.errors import InputError
 from probekit.features.comparison import Comparison, common_grid
 from probekit.probes.protocol import Roles
-from probekit.reconstruction.pixels import foreground, foreground_target, low_resolution
+from probekit.reconstruction.pixels import SIDE, foreground, foreground_target, low_resolution
 from probekit.results.table import ResultTable
 
 if TYPE_CHECKING:
+    from probekit.backbones.backbone import Backbone
     from probekit.features.features import Features
+    from probekit.reconstruction.decoder import DecoderSettings
     from probekit.reconstruction.linear import DecodingSettings, Regions
 
 Found = dict[str, Mapping[str, "Features"]]
 
 # Changes whenever a stored cell would no longer hold what the code computes.
 CELL_FORMAT = 1
+# Method → pixels a side of what it reads back.
+SIDES = {"linear": SIDE, "decoder": 32}
 _GEOMETRY = ("size", "resize", "interpolation")
 
 
@@ -35,17 +39,21 @@ class Decoding:
     """What all data sets of one call share.
 
     Attributes:
+        method: A key of ``SIDES``.
         taps: As the caller wrote them.
         regions: Images with masks or boxes; None takes the test images of a data set that has them.
         settings: Of the cells; the narrowest tap may bound their width further.
         read: Keywords of ``Comparison.read``.
+        network: That judges made images by its features; None leaves that out.
         jobs: Parallel workers.
     """
 
+    method: str
     taps: str | Sequence[str]
     regions: ImageSet | None
-    settings: DecodingSettings
+    settings: DecodingSettings | DecoderSettings
     read: Mapping[str, Any]
+    network: Backbone | None = None
     jobs: int = 1
 
 
@@ -58,8 +66,6 @@ def decode_set(comparison: Comparison, images: ImageSet, asked: Decoding) -> tup
     Raises:
         InputError: If no tap has places, or models take different pixels.
     """
-    from probekit.reconstruction.linear import ceiling
-
     roles = _divide(images, asked.settings.seed)
     found: Found = comparison.read(images, asked.taps, **asked.read)
     preprocessing = _preprocessing(found)
@@ -73,20 +79,21 @@ def decode_set(comparison: Comparison, images: ImageSet, asked: Decoding) -> tup
     narrowest = min(one.shape[-1] for own in maps.values() for one in own.values())
     settings = replace(asked.settings, width=min(asked.settings.width, narrowest))
     with kept_pixels(images, comparison.folder / "pixels") as kept:
-        pixels = low_resolution(kept, preprocessing)
+        pixels = low_resolution(kept, preprocessing, SIDES[asked.method])
     own = images.split("test") if foreground_target(images) else None
     apart = asked.regions or own
-    measure = partial(
-        _measure,
-        pixels=pixels,
-        roles=roles,
-        settings=settings,
-        told={"grid": side, "ceiling": ceiling(pixels, roles, settings)},
-        regions=None
-        if apart is None
-        else _regions(comparison, images, apart, grids, preprocessing, asked.read),
-    )
-    identity = [CELL_FORMAT, side, settings.facts(), "" if apart is None else apart.digest]
+    given: dict[str, Any] = {"pixels": pixels, "roles": roles, "settings": settings}
+    regions = None
+    if apart is not None:
+        found_apart = comparison.read(apart, grids, training=images, **asked.read)
+        regions = _regions(found_apart, apart, preprocessing, SIDES[asked.method])
+    told = {"grid": side, "ceiling": _ceiling(asked.method, **given)}
+    judge = asked.network
+    measure = partial(_measure, asked.method, judge, told=told, regions=regions, **given)
+    identity = [
+        *(CELL_FORMAT, side, asked.method, settings.facts(), "" if apart is None else apart.digest),
+        "" if judge is None else [judge.weights, judge.code, judge.preprocessing.facts()],
+    ]
     tables = comparison.run_taps(
         images, maps, measure, identity, kind="reconstruct", seed=settings.seed, jobs=asked.jobs
     )
@@ -134,29 +141,34 @@ def _words(view: Sequence[Any]) -> str:
 
 
 def _regions(
-    comparison: Comparison,
-    images: ImageSet,
-    apart: ImageSet,
-    grids: Mapping[str, Sequence[str]],
-    preprocessing: Preprocessing,
-    read: Mapping[str, Any],
+    found: Mapping[str, Mapping[str, Features]], apart: ImageSet, preprocessing: Preprocessing, side: int
 ) -> Regions:
-    """Read images with a foreground; random-init controls keep the statistics they had for the fit."""
+    """Return images with a foreground; random-init controls keep the statistics they had for the fit."""
     from probekit.reconstruction.linear import Regions
 
     target = foreground_target(apart)
     assert target is not None
-    found = comparison.read(apart, grids, training=images, **read)
     return Regions(
         {(one.provenance["weights"], tap): one for own in found.values() for tap, one in own.items()},
-        low_resolution(apart, preprocessing),
-        foreground(apart, preprocessing, target),
+        low_resolution(apart, preprocessing, side),
+        foreground(apart, preprocessing, target, side),
         apart.name,
     )
 
 
-def _measure(features: Features, **given: Any) -> ResultTable:  # noqa: ANN401 - those of the cell
-    # What measures takes seconds to import, and is not needed where every cell is finished.
-    from probekit.reconstruction.linear import decode_pixels
+# What measures takes seconds to import, and is not needed where every cell is finished.
 
-    return decode_pixels(features, **given)
+
+def _ceiling(method: str, **given: Any) -> float:  # noqa: ANN401 - those of the cell
+    from probekit.reconstruction import decoder, linear
+
+    return (decoder.image_ceiling if method == "decoder" else linear.ceiling)(**given)
+
+
+def _measure(method: str, network: Backbone | None, features: Features, **given: Any) -> ResultTable:  # noqa: ANN401
+    from probekit.reconstruction import decoder, linear, perceptual
+
+    if method == "linear":
+        return linear.decode_pixels(features, **given)
+    judge = None if network is None else perceptual.judge_by(network)
+    return decoder.decode_images(features, perceptual=judge, **given)

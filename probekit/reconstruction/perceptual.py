@@ -20,6 +20,7 @@ from probekit.errors import CheckpointCoverage, InputError, LayoutUnknown
 from probekit.functional.arguments import FloatArray
 from probekit.functional.image_quality import check_images
 from probekit.progress import progress_bar
+from probekit.reconstruction.likeness import Perceptual
 from probekit.taps.facts import layer_facts
 from probekit.taps.layers import resolve_taps
 from probekit.taps.readout import MAPS, Layout
@@ -118,6 +119,12 @@ def refuse_scored(network: Backbone, scored: Mapping[str, Mapping[str, Any]]) ->
                 f"{network.name}, whose weights are those of {name}",
                 "Name another one, such as tf_efficientnet_lite0:wheel, or random@0 of another architecture",
             )
+
+
+def judge_by(network: Backbone) -> Perceptual:
+    """Return the distance in a network's features as a score of made images; refusals are the caller's."""
+    name = f"{network.name} ({network.arch}:{network.checkpoint.word}), {STAGES}"
+    return Perceptual(name, lambda made, true: perceptual_distance(made, true, network, scored=[]))
 
 
 def _marks(facts: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from probekit.data.images import ImageSet
 from probekit.data.readers import open_images
 from probekit.errors import InputError, near_names
-from probekit.features.comparison import Comparison, stored_settings
+from probekit.features.comparison import Comparison, Entry, stored_settings
 from probekit.features.streaming import BATCH_SIZE
 from probekit.plan import live_reference
 from probekit.probes.protocol import PENALTIES, Protocol
@@ -20,8 +20,10 @@ from probekit.results.table import ResultTable
 if TYPE_CHECKING:
     from probekit.backbones.backbone import Backbone
     from probekit.backbones.spec import ModelSpec
+    from probekit.reconstruction.decoder import DecoderSettings
+    from probekit.reconstruction.linear import DecodingSettings
 
-METHODS = ("linear",)
+METHODS = ("linear", "decoder")
 
 
 def reconstruct(
@@ -32,6 +34,9 @@ def reconstruct(
     taps: str | Sequence[str] = "stages",
     regions: str | ImageSet | None = None,
     width: int = 256,
+    draws: int = 3,
+    steps: int = 200,
+    perceptual: str | Backbone | None = None,
     random: int = 3,
     penalties: Sequence[float] = PENALTIES,
     permutations: int = 20,
@@ -44,30 +49,36 @@ def reconstruct(
     store: str | Path | None = None,
     jobs: int = 1,
 ) -> ResultTable:
-    """Measure how much of the images' pixels a linear map reads from every tap.
+    """Measure how much of the images can be read back from every tap, by a linear map or a small decoder.
 
     Maps and tokens are read as one grid of means, the same for all, projected at random to equally many
-    features, and a ridge regression reads the image's 8 × 8 cells of mean colour: R² of all cells, of each
-    band of spatial frequency, and cell by cell. What a linear map cannot read may still be there. Where there
-    is no train or no test split, a fifth of all images is held out; classes play no part.
+    features. ``linear``: a ridge regression reads the image's 8 × 8 cells of mean colour. ``decoder``: a
+    small up-convolutional network, trained for a fixed number of steps, makes an image of 32 × 32 pixels.
+    Both give R² of all cells, of each band of spatial frequency, and cell by cell; the decoder's images are
+    also compared with the true ones. What is not read may still be there. Where there is no train or no test
+    split, a fifth of all images is held out; classes play no part.
 
     Source: after Dosovitskiy and Brox, Inverting Visual Representations with Convolutional Networks (CVPR
-    2016), with a linear map in place of the network.
+    2016).
 
     Args:
         models: One or several models, in the grammar ``[NAME=]ARCH:CHECKPOINT[,key=value…]`` or loaded. All
             take images of one size.
         data: One or several data sets, in the grammar of ``open_images`` or opened.
-        method: ``linear``, a linear map to 8 × 8 cells.
+        method: ``linear``, a linear map to 8 × 8 cells, or ``decoder``, a small network to 32 × 32 pixels.
         taps: Paths, globs or presets of ``resolve_taps``, without readouts.
         regions: Images with masks or boxes, whose foreground and background are scored apart with the maps
             fitted on each data set; None takes the test images of a data set that has them.
         width: Features that every tap is projected to; the narrowest tap bounds it.
+        draws: Trainings of the decoder behind each interval; its null is one more.
+        steps: Of each training of the decoder.
+        perceptual: A further network, ``NAME=ARCH:CHECKPOINT`` or loaded, in whose features the decoder's
+            images are compared with the true ones; it must be none of the models. None leaves that out.
         random: Random draws of each architecture as controls; 0 leaves them out.
-        penalties: Candidates for ½·penalty·‖W‖².
-        permutations: Fits to permuted images behind each null.
-        bootstrap_draws: Resamples of test images behind each interval.
-        seed: Fixes splits, projections, permutations and resamples.
+        penalties: Candidates for ½·penalty·‖W‖² of the linear map.
+        permutations: Linear fits to permuted images behind each null.
+        bootstrap_draws: Resamples of test images behind each interval of a linear map.
+        seed: Fixes splits, projections, trainings, permutations and resamples.
         dtype: Storage type of features.
         precision: Of the forward passes.
         batch_size: Images a forward pass.
@@ -77,7 +88,9 @@ def reconstruct(
 
     Returns:
         One table: ``pixel_r2`` with ``target`` ``all`` or the band of frequency, ``foreground_error``,
-        ``background_error`` and their ratio; attached are R² by cell and by image.
+        ``background_error`` and their ratio; of the decoder also ``psnr``, ``ssim``,
+        ``gradient_deviation``, ``image_r2`` and ``perceptual_distance``. Attached are R² by cell and by
+        image, and examples.
 
     Raises:
         ProbekitError: If a model, data set, tap or setting cannot be used.
@@ -85,15 +98,28 @@ def reconstruct(
     settings = stored_settings(locals())
     if isinstance(regions, ImageSet):
         settings["regions"] = live_reference("images", regions.name, regions.digest)
-    from probekit.reconstruction.linear import DecodingSettings
-
+    if perceptual is not None and not isinstance(perceptual, str):
+        settings["perceptual"] = live_reference("model", perceptual.name, perceptual.weights)
     if method not in METHODS:
         raise InputError(
             f"a method among {', '.join(METHODS)}", repr(method), f"Nearest: {near_names(method, METHODS, 1)}"
         )
     if width < 1:
         raise InputError("at least one feature to project to", str(width), "256 is the default")
-    chosen = DecodingSettings(width, permutations, bootstrap_draws, tuple(penalties), seed)
+    if perceptual is not None and method == "linear":
+        raise InputError(
+            "a method that makes images beside `perceptual`", "linear", "Choose decoder, or leave it out"
+        )
+    chosen: DecodingSettings | DecoderSettings
+    if method == "linear":
+        from probekit.reconstruction.linear import DecodingSettings
+
+        chosen = DecodingSettings(width, permutations, bootstrap_draws, tuple(penalties), seed)
+    else:
+        from probekit.reconstruction.decoder import DecoderSettings
+        from probekit.reconstruction.upconvolution import Budget
+
+        chosen = DecoderSettings(width, draws, seed, Budget(steps))
     Protocol(tuple(penalties), permutations=permutations, bootstrap_draws=bootstrap_draws, seed=seed)
     comparison = Comparison.open("reconstruct", models, data, random=random, store=store)
     scored = open_images(regions) if isinstance(regions, str) else regions
@@ -105,9 +131,25 @@ def reconstruct(
         "batch_size": batch_size,
         "device": device,
     }
-    decoding = Decoding(taps, scored, chosen, read, jobs)
+    network = None if perceptual is None else _open_judge(perceptual, comparison.entries)
+    decoding = Decoding(method, taps, scored, chosen, read, network, jobs)
     tables, features = [], {}
     for images in comparison.sets:
         found, features[images.name] = decode_set(comparison, images, decoding)
         tables += found
     return comparison.join(tables, settings, features)
+
+
+def _open_judge(perceptual: str | Backbone, entries: Sequence[Entry]) -> Backbone:
+    """Return the network that judges made images, refused if it is a model of the comparison."""
+    from probekit.backbones.backbone import Backbone
+    from probekit.backbones.loading import load_backbone
+    from probekit.reconstruction.perceptual import refuse_scored
+
+    network = load_backbone(perceptual) if isinstance(perceptual, str) else perceptual
+    known = {
+        one.name: one.model if isinstance(one.model, Backbone) else load_backbone(one.model)
+        for one in entries
+    }
+    refuse_scored(network, {name: one.facts() for name, one in known.items()})
+    return network

@@ -12,7 +12,7 @@ from torch import nn
 import probekit
 from probekit import Backbone, Preprocessing, ResultTable
 from tests.contracts.test_probe_contracts import count_hooks
-from tests.reconstruction.test_sweep import QUICK, pictures
+from tests.reconstruction.test_sweep import DECODER, QUICK, pictures
 
 PIXELS = Preprocessing(12, 12, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -39,6 +39,9 @@ def forgetting(k: int, name: str = "forgetting") -> Backbone:
     return Backbone.from_module(Forgetting(k), name=name, preprocessing=PIXELS)
 
 
+METHODS = [pytest.param(QUICK, id="linear"), pytest.param(DECODER, id="decoder", marks=pytest.mark.slow)]
+
+
 def shares(table: ResultTable, model: str) -> dict[str, float]:
     rows = table.where(metric="pixel_r2", model=model, target="all").frame
     return dict(zip(rows["block"], rows["value"], strict=True))
@@ -55,8 +58,22 @@ def test_a_planted_loss_is_found(k: int, tmp_path: Path):
         assert 0.2 < value < 0.45 if place >= k else value > 0.9, block
 
 
-def test_swapped_weights_swap_the_table(tmp_path: Path):
-    data, settings = pictures(), {"taps": "blocks", "store": tmp_path, **QUICK}
+@pytest.mark.slow
+def test_a_planted_loss_is_found_by_the_decoder(tmp_path: Path):
+    taps = ["blocks.1", "blocks.2"]
+    found = shares(
+        probekit.reconstruct(forgetting(2), pictures(), taps="blocks", store=tmp_path, **DECODER),
+        "forgetting",
+    )
+    before, after = list(found.values())[:2], list(found.values())[2:]
+    # Three equal colours share a third of the variance with their mean; so few steps do not reach all of it.
+    assert min(before) > 0.5
+    assert 0.1 < min(after) <= max(after) < 0.45
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_swapped_weights_swap_the_table(method, tmp_path: Path):
+    data, settings = pictures(), {"taps": ["blocks.2"], "store": tmp_path, **method}
     one = probekit.reconstruct([forgetting(1, "a"), forgetting(3, "b")], data, **settings)
     other = probekit.reconstruct([forgetting(3, "a"), forgetting(1, "b")], data, **settings)
     assert shares(one, "a") == shares(other, "b")
@@ -64,20 +81,22 @@ def test_swapped_weights_swap_the_table(tmp_path: Path):
     assert shares(one, "a") != shares(one, "b")
 
 
-def test_a_duplicated_model_differs_by_exactly_nothing(tmp_path: Path):
+@pytest.mark.parametrize("method", METHODS)
+def test_a_duplicated_model_differs_by_exactly_nothing(method, tmp_path: Path):
     models = [forgetting(2, "a"), forgetting(2, "b")]
-    table = probekit.reconstruct(models, pictures(), taps="blocks", store=tmp_path, **QUICK)
+    table = probekit.reconstruct(models, pictures(), taps=["blocks.1", "blocks.3"], store=tmp_path, **method)
     a, b = (table.where(model=name).frame.drop(columns="model").reset_index(drop=True) for name in "ab")
     assert a.equals(b)
 
 
-def test_the_backbone_is_untouched_by_success_and_failure(tmp_path: Path):
+@pytest.mark.parametrize("method", METHODS)
+def test_the_backbone_is_untouched_by_success_and_failure(method, tmp_path: Path):
     module = timm.create_model("resnet10t", pretrained=False, num_classes=3)
     backbone = Backbone.from_module(module, preprocessing=Preprocessing(64, 64))
     fresh = {key: value.clone() for key, value in backbone.module.state_dict().items()}
-    probekit.reconstruct(backbone, pictures(60), taps="stages", store=tmp_path, **QUICK)
+    probekit.reconstruct(backbone, pictures(60), taps=["layer1"], store=tmp_path, **method)
     with pytest.raises(probekit.ProbekitError):
-        probekit.reconstruct(backbone, pictures(60), taps=["nowhere"], store=tmp_path, **QUICK)
+        probekit.reconstruct(backbone, pictures(60), taps=["nowhere"], store=tmp_path, **method)
     after = backbone.module.state_dict()
     assert all(torch.equal(after[key], fresh[key]) for key in fresh)
     assert count_hooks(backbone.module) == 0

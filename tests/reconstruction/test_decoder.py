@@ -23,9 +23,9 @@ from probekit.reconstruction.pixels import BANDS, band_columns, frequencies
 from probekit.reconstruction.upconvolution import Budget, Examples, Scale, UpConvolution, train_decoder
 from tests.probes.conftest import features_of, roles_of
 
-N = 320
+N = 240
 ROLES = roles_of(N)
-QUICK = DecoderSettings(width=24, draws=2, budget=Budget(steps=60))
+QUICK = DecoderSettings(width=24, draws=2, budget=Budget(steps=50))
 
 
 def pictures(count: int = N, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -43,6 +43,7 @@ def measured(values: NDArray[np.floating], pixels: NDArray[np.float32], **more):
     return decode_images(features(values), pixels=pixels, **given)
 
 
+@pytest.mark.slow
 def test_what_features_hold_is_made_and_what_they_do_not_is_not():
     pixels, colours = pictures()
     turn = np.linalg.qr(np.random.default_rng(1).normal(size=(12, 12)))[0]
@@ -68,6 +69,7 @@ def test_what_features_hold_is_made_and_what_they_do_not_is_not():
     assert (noise.loc[noise["metric"] == "pixel_r2", "value"].abs() < 0.1).all()
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_images_that_were_made(monkeypatch: pytest.MonkeyPatch):
     pixels, colours = pictures()
     trained = []
@@ -118,6 +120,7 @@ def test_scores_are_those_of_the_images_that_were_made(monkeypatch: pytest.Monke
         assert by_image.loc[metric, "null_kind"] == "permuted,1"
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_bits_and_no_random_state_is_touched():
     pixels, colours = pictures()
     torch.manual_seed(5)
@@ -132,16 +135,17 @@ def test_a_seed_gives_the_same_bits_and_no_random_state_is_touched():
     assert not one.frame["value"].equals(other.frame["value"])
 
 
+@pytest.mark.slow
 def test_trainings_differ_and_one_alone_is_the_same_as_among_others():
     pixels, colours = pictures()
-    rows = np.arange(160), np.arange(160, 200)
+    rows = np.arange(120), np.arange(120, 150)
     examples = [Examples(colours[own], own) for own in rows]
     scale = Scale.of(pixels, rows[0])
     made = []
     with one_thread():
         for name in ("0", "1", "0"):
             network = train_decoder(*examples, pixels, scale, QUICK.budget, seed=0, name=name)
-            made.append(network.predict(colours[200:]))
+            made.append(network.predict(colours[150:]))
     np.testing.assert_array_equal(made[0], made[2])
     assert not np.array_equal(made[0], made[1])
 
@@ -149,7 +153,7 @@ def test_trainings_differ_and_one_alone_is_the_same_as_among_others():
 def test_it_is_kept_as_it_was_at_its_best():
     pixels, colours = pictures()
     # Val images that have nothing to do with their features: any step away from the mean is a loss.
-    rows = np.arange(160), np.arange(160, 200)
+    rows = np.arange(120), np.arange(120, 150)
     examples = [Examples(colours[rows[0]], rows[0]), Examples(colours[rows[1]], np.flip(rows[1]).copy())]
     with one_thread():
         found = train_decoder(*examples, pixels, Scale.of(pixels, rows[0]), QUICK.budget, seed=0, name="0")
@@ -159,7 +163,7 @@ def test_it_is_kept_as_it_was_at_its_best():
 
 def test_scale_is_that_of_the_images_asked_for():
     pixels, _ = pictures()
-    rows = np.arange(5, 300)
+    rows = np.arange(5, 230)
     scale = Scale.of(pixels, rows)
     np.testing.assert_allclose(scale.mean, pixels[rows].mean(axis=0), atol=1e-6)
     assert scale.spread == pytest.approx(np.square(pixels[rows] - scale.mean).mean() ** 0.5, rel=1e-5)
@@ -177,6 +181,7 @@ def test_the_network_is_a_linear_map_and_three_convolutions_of_doubled_maps():
     assert maps.shape == (2, 3, 32, 32)
 
 
+@pytest.mark.slow
 def test_foreground_and_background_are_scored_apart():
     pixels, colours = pictures()
     # The right half is hidden from the features.
@@ -197,6 +202,7 @@ def test_foreground_and_background_are_scored_apart():
     assert params["foreground"] == 0.5
 
 
+@pytest.mark.slow
 def test_a_further_distance_is_scored_beside_the_others():
     pixels, colours = pictures()
     gap = Perceptual("mean colour", lambda x, y: np.abs(x.mean(axis=(1, 2, 3)) - y.mean(axis=(1, 2, 3))))

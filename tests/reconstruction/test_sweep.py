@@ -22,6 +22,9 @@ from tests.features.conftest import small_backbone, small_net
 QUICK = {"random": 0, "permutations": 2, "bootstrap_draws": 50, "penalties": (1.0, 0.01)}
 
 
+DECODER = QUICK | {"method": "decoder", "draws": 2, "steps": 30}
+
+
 def pictures(n: int = 160, *, boxes: bool = False, roles: str = "both") -> ImageSet:
     """Return images of coarse colour, which survives a convolution."""
     random = np.random.default_rng(0)
@@ -112,12 +115,54 @@ def test_finished_cells_are_found_again(tmp_path: Path, monkeypatch: pytest.Monk
     calls = []
     original = decoding._measure
 
-    def counted(features, **rest):
+    def counted(method, network, features, **rest):
         calls.append(features.tap)
-        return original(features, **rest)
+        return original(method, network, features, **rest)
 
     monkeypatch.setattr(decoding, "_measure", counted)
     one = probekit.reconstruct(small_backbone(), pictures(), taps=["3"], store=tmp_path, **QUICK)
     two = probekit.reconstruct(small_backbone(), pictures(), taps=["3"], store=tmp_path, **QUICK)
     assert calls == ["3|grid(4)"]
     assert one.frame.equals(two.frame)
+
+
+@pytest.mark.slow
+def test_a_decoder_has_the_rows_of_the_linear_map_and_those_of_made_images(tmp_path: Path):
+    judge = Backbone.from_module(small_net(7), name="judge", preprocessing=Preprocessing(12, 12))
+    table = probekit.reconstruct(
+        small_backbone(), pictures(boxes=True), taps=["3"], store=tmp_path, perceptual=judge, **DECODER
+    )
+    frame = table.frame
+    assert set(frame["status"]) == {"ok"}
+    assert not frame.duplicated(["model", "tap", "metric", "target"]).any()
+    linear = probekit.reconstruct(
+        small_backbone(), pictures(boxes=True), taps=["3"], store=tmp_path, **QUICK
+    ).frame
+    rows = set(zip(frame["metric"], frame["target"], strict=True))
+    assert set(zip(linear["metric"], linear["target"], strict=True)) < rows
+    assert {"psnr", "ssim", "gradient_deviation", "image_r2", "perceptual_distance"} < set(frame["metric"])
+    assert frame.set_index("target").loc["mean", "value"] > 0.5
+    params = json.loads(frame.loc[0, "params"])
+    assert params["ceiling"] > 0.5
+    assert params["grid"] == 4
+    assert table.provenance["settings"]["perceptual"]["name"] == "judge"
+    figures = draw_reconstruction(table)
+    picture = np.asarray(figures["examples-small"].axes[0].images[0].get_array())
+    assert picture.shape == (32, 32, 3)
+    found = np.asarray(figures["places-pixel_r2"].axes[0].images[0].get_array())
+    assert found.shape == (32, 32)
+    table.write(tmp_path / "table")
+    assert ResultTable.read(tmp_path / "table").frame.equals(frame)
+
+
+def test_methods_that_cannot_be_are_refused_before_an_image_is_read(tmp_path: Path):
+    given = {"taps": ["3"], "store": tmp_path}
+    with pytest.raises(InputError, match="linear, decoder"):
+        probekit.reconstruct(small_backbone(), pictures(), **given, **(QUICK | {"method": "decode"}))
+    with pytest.raises(InputError, match="makes images"):
+        probekit.reconstruct(
+            small_backbone(), pictures(), perceptual="cifar_resnet20:random@0", **given, **QUICK
+        )
+    with pytest.raises(InputError, match="none of those under study"):
+        probekit.reconstruct(small_backbone(), pictures(), perceptual=small_backbone(), **given, **DECODER)
+    assert not list(tmp_path.iterdir())
