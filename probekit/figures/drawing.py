@@ -112,7 +112,7 @@ def draw_invariance(table: ResultTable) -> dict[str, Figure]:
 
 
 def draw_reconstruction(table: ResultTable) -> dict[str, Figure]:
-    """Draw R² of pixels against depth by band, R² by place, and examples, by data set.
+    """Draw R² of pixels against depth by band, R² by place, and examples, by data set; scores of made images.
 
     Returns:
         Name → figure; names serve as file names.
@@ -125,8 +125,9 @@ def draw_reconstruction(table: ResultTable) -> dict[str, Figure]:
         figures |= {
             f"{prefix}examples-{safe_name(model)}": plot_examples(part, model) for model in part.trained
         }
-    if bool((frame["metric"] == "background_ratio").any()):
-        figures["depth-background_ratio"] = plot_depth(table, "background_ratio")
+    for metric in ("ssim", "perceptual_distance", "background_ratio"):
+        if bool((frame["metric"] == metric).any()):
+            figures[f"depth-{metric}"] = plot_depth(table, metric)
     return figures
 
 

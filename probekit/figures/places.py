@@ -43,18 +43,19 @@ def plot_places(table: ResultTable, *, data: str | None = None) -> Figure:
             for spare in line[len(own) :]:
                 spare.remove()
             for place, (_, row) in zip(line, own.iterrows(), strict=False):
-                image = place.imshow(_map(table, row, "pixel_r2"), cmap=colours, vmin=0, vmax=1)
+                cells = _map(table, row, "pixel_r2")
+                image = place.imshow(cells, cmap=colours, vmin=0, vmax=1)
                 place.set_title(style.plain(row["block"], 14), fontsize=7)
                 place.set_xlabel(f"R² {fixed(row['value'], 2)}", fontsize=7)
                 _bare(place)
             line[0].set_ylabel(style.plain(model, 18), fontsize=8)
         figure.colorbar(image, ax=grid.ravel().tolist(), shrink=0.6, label="R² of the cell")
-        style.add_footer(figure, [f"{int(rows['n'].max())} test images", "8 × 8 cells of mean colour"])
+        style.add_footer(figure, [f"{int(rows['n'].max())} test images", _size(cells)])
     return style.finish(figure, "R² of pixels by their place in the image, model by tap.")
 
 
 def plot_examples(table: ResultTable, model: str | None = None, *, data: str | None = None) -> Figure:
-    """Draw test images at low resolution, and what is read of them from each tap of a model.
+    """Draw test images at low resolution, and what is read or made of them from each tap of a model.
 
     Args:
         table: That of ``reconstruct``.
@@ -82,8 +83,8 @@ def plot_examples(table: ResultTable, model: str | None = None, *, data: str | N
                 place.imshow(picture, vmin=0, vmax=1)
                 _bare(place)
             line[0].set_ylabel(label, fontsize=7, rotation=0, ha="right", va="center")
-        style.add_footer(figure, ["Test images, evenly spaced", "8 × 8 cells of mean colour"])
-    return style.finish(figure, f"Test images, and what a linear map reads of them from each tap of {name}.")
+        style.add_footer(figure, ["Test images, evenly spaced", _size(shown[0][0, 0])])
+    return style.finish(figure, f"Test images, and what is read of them from each tap of {name}.")
 
 
 def _rows(table: ResultTable, data: str | None) -> pd.DataFrame:
@@ -96,6 +97,10 @@ def _rows(table: ResultTable, data: str | None) -> pd.DataFrame:
 def _map(table: ResultTable, row: pd.Series[Any], name: str) -> NDArray[np.float64]:
     place = "/".join(safe_name(str(row[part])) for part in ("data", "model", "tap"))
     return np.asarray(table.attachments[f"maps/{place}/{name}.npy"])
+
+
+def _size(cells: NDArray[np.float64]) -> str:
+    return f"{cells.shape[0]} × {cells.shape[1]} cells of mean colour"
 
 
 def _bare(axes: Any) -> None:  # noqa: ANN401 - matplotlib's Axes

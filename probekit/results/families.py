@@ -100,11 +100,11 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         "Pixels: what of the image can be read back?",
-        "A linear map is fitted from each layer to the image at 8 × 8 cells, through the same number of "
-        "features everywhere. It bounds from below what the layer holds: what is not read may be there in "
-        "another form. Compare layers and models at equal input size, beside random init, which keeps much "
-        "of the image in its first layers without having learnt anything. Background over foreground error "
-        "above 1 says that the background is lost first.",
+        "A linear map is fitted from each layer to the image at 8 × 8 cells, or a small decoder trained to "
+        "make it at 32 × 32, through the same number of features everywhere. It bounds from below what the "
+        "layer holds: what is not read may be there in another form. Compare layers and models at equal "
+        "input size, beside random init, which keeps much of the image in its first layers without having "
+        "learnt anything. Background over foreground error above 1 says that the background is lost first.",
         ("pixel_r2", "foreground_error", "background_error", "background_ratio"),
     ),
     Family(
@@ -116,10 +116,11 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         "Made images: what does a layer not tell from the true image?",
-        "Images are made whose features at a layer are those of the true image, and compared with it. What "
-        "differs is what the layer does not tell apart, or what the making could not find: models are ranked "
-        "only where all came to one residual. The prior of the images adds what is common to all photographs. "
-        "A random network is inverted well: invertible is not the same as useful.",
+        "Images are made from a layer's features, by a trained decoder or by a search for an image with "
+        "these features, and compared with the true ones. What differs is what the layer does not tell "
+        "apart, or what the making could not find: inversions are ranked only where all came to one "
+        "residual, decoders within one budget. Training or the prior of the images adds what is common to "
+        "all photographs. A random network is inverted well: invertible is not the same as useful.",
         ("image_r2", "psnr", "ssim", "gradient_deviation", "perceptual_distance", "feature_residual"),
     ),
     Family(

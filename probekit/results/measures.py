@@ -192,8 +192,9 @@ MEASURES: dict[str, MetricFacts] = {
         None,
         1.0,
         "Share of the variance of the images' 8 × 8 cells of colour, or of one band of their spatial "
-        "frequencies, that a linear map reads from as many projected features of every tap. What it does not "
-        "read may still be there. The ceiling in the params is that of the pixels themselves.",
+        "frequencies, that a linear map reads from as many projected features of every tap; of 32 × 32 for a "
+        "small trained decoder, whose finest band is wider. What it does not read may still be there. The "
+        "ceiling in the params is that of the pixels themselves, read in the same way.",
     ),
     "pretraining_loss": MetricFacts(
         "Pretraining loss",
@@ -290,8 +291,8 @@ MEASURES: dict[str, MetricFacts] = {
         0.0,
         None,
         "Squared distance of the made image's features from the true ones, relative to that of the mean "
-        "features: 0 is the same for the layer, 1 no nearer than the mean. It says how far an inversion came, "
-        "not how good a layer is: images are compared at one residual.",
+        "features: 0 is the same for the layer, 1 no nearer than the mean. It says how far an inversion "
+        "came, not how good a layer is: images are compared at one residual.",
         ratio=True,
     ),
     "whitened_cosine": MetricFacts(
