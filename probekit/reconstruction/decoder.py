@@ -288,14 +288,14 @@ class _Cell:
         test = self.data.roles.test
         chosen = test[np.unique(np.linspace(0, len(test) - 1, EXAMPLES).round().astype(int))]
         made = self._made(self.decoders[0], self.data.features.matrix(chosen))
-        return np.stack([self.pixels[chosen], np.clip(made, 0, 1)])
+        return np.stack([self.pixels[chosen], made])
 
     def likeness(self, ids: NDArray[Any], perceptual: Perceptual | None) -> Likeness:
         """Score some test images one by one."""
         places = draw_rows(len(ids), COMPARED, self.settings.seed)
         rows = self.data.roles.test[places]
         features = self.data.features.matrix(rows)
-        made = np.stack([np.clip(self._made(one, features), 0, 1) for one in self.decoders])
+        made = np.stack([self._made(one, features) for one in self.decoders])
         return score_images(
             made[: self.draws],
             self.pixels[rows],

@@ -23,6 +23,8 @@ CHANNELS = (32, 24, 12, 3)
 _SLOPE = 0.2
 # Small first steps: what a deep layer tells is little, and is overlooked by a network that starts loud.
 _FIRST, _LAST = 0.1, 0.1
+# Standard deviations: what lies further out, as where a channel is nearly constant, is taken as this far.
+_FURTHEST = 5.0
 # Images a forward pass where nothing is learnt.
 _CHUNK = 256
 
@@ -43,7 +45,7 @@ class Budget:
 
     steps: int = 200
     batch: int = 32
-    rate: float = 5e-3
+    rate: float = 3e-3
     decay: float = 1.0
     every: int = 10
 
@@ -115,7 +117,8 @@ class UpConvolution(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return (N, 3, 32, 32) images less the mean, in units of their spread, of (N, width) features."""
-        maps = (features @ self.linear + self.shift).view(len(features), -1, COARSE, COARSE)
+        bound = features.clamp(-_FURTHEST, _FURTHEST)
+        maps = (bound @ self.linear + self.shift).view(len(features), -1, COARSE, COARSE)
         maps = maps.contiguous(memory_format=torch.channels_last)
         for kernel, bias in zip(self.kernels, self.biases, strict=True):
             doubled = functional.interpolate(functional.leaky_relu(maps, _SLOPE), scale_factor=2.0)
@@ -140,12 +143,12 @@ class Decoder:
     val_r2: float
 
     def predict(self, features: Array) -> Array:
-        """Return (N, 32, 32, 3) images of (N, width) features, not bound to [0, 1]."""
+        """Return (N, 32, 32, 3) images in [0, 1] of (N, width) features."""
         made = np.empty((len(features), SIDE, SIDE, 3), np.float32)
         with torch.inference_mode():
             for part in _chunks(np.arange(len(features))):
                 images = self.network(torch.from_numpy(features[part])).permute(0, 2, 3, 1).numpy()
-                made[part] = images * self.scale.spread + self.scale.mean
+                made[part] = np.clip(images * self.scale.spread + self.scale.mean, 0, 1)
         return made
 
 

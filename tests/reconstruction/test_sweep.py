@@ -22,7 +22,7 @@ from tests.features.conftest import small_backbone, small_net
 QUICK = {"random": 0, "permutations": 2, "bootstrap_draws": 50, "penalties": (1.0, 0.01)}
 
 
-DECODER = QUICK | {"method": "decoder", "draws": 2, "steps": 30}
+DECODER = QUICK | {"method": "decoder", "draws": 2, "steps": 40}
 
 
 def pictures(n: int = 160, *, boxes: bool = False, roles: str = "both") -> ImageSet:
