@@ -209,12 +209,12 @@ class _Cell:
         narrow = Stage.of(*parts)
         scale = Scale.of(pixels, roles.train)
 
-        def train(name: str, rows: Sequence[NDArray[np.intp]]) -> Decoder:
-            examples = [Examples(*both) for both in zip((narrow.fit, narrow.score), rows, strict=True)]
-            return train_decoder(*examples, pixels, scale, settings.budget, seed=settings.seed, name=name)
+        def train(name: str, fitted: NDArray[np.intp], chosen: NDArray[np.intp]) -> Decoder:
+            own, val = Examples(narrow.fit, fitted), Examples(narrow.score, chosen)
+            return train_decoder(own, val, pixels, scale, settings.budget, seed=settings.seed, name=name)
 
         decoders = [
-            train(name, (roles.train, roles.val))
+            train(name, roles.train, roles.val)
             for name in names or [str(draw) for draw in range(settings.draws)]
         ]
         if blind:
@@ -222,7 +222,7 @@ class _Cell:
                 permute_rows(len(rows), 1, seed=settings.seed, name=f"images of {part}")[0]
                 for part, rows in (("train", roles.train), ("val", roles.val))
             ]
-            decoders.append(train("permuted", (roles.train[orders[0]], roles.val[orders[1]])))
+            decoders.append(train("permuted", roles.train[orders[0]], roles.val[orders[1]]))
         mean = Scale.of(pixels, roles.test).mean
         spread = _Sums.of(pixels[part].astype(np.float64) - mean for part in _parts(roles.test))
         own = cls(data, pixels, directions, narrow, decoders, [], spread, blind, settings)

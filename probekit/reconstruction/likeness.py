@@ -107,7 +107,7 @@ def score_images(
     truth, mean = np.asarray(true, np.float64), np.asarray(mean_image, np.float64)
     _check(draws, truth, mean, ids)
     scorers = _scorers(mean, perceptual)
-    orders = other_images(len(truth), seed=seed) if blind is None else []
+    orders = other_images(len(truth), seed=seed)
     rows, scores = [], {"id": list(ids)}
     for metric, score in scorers.items():
         params = {"network": perceptual.name} if perceptual and metric == PERCEPTUAL else {}

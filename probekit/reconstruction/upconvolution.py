@@ -113,7 +113,7 @@ class UpConvolution(nn.Module):
         )
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(after)) for _, after in pairs)
         # Twice as fast on CPUs.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return (N, 3, 32, 32) images less the mean, in units of their spread, of (N, width) features."""
