@@ -12,6 +12,7 @@ from probekit.version import __version__
 
 # Public name → the module that defines it.
 _HOMES = {
+    "Attributions": "probekit.attribution.attributions",
     "Backbone": "probekit.backbones.backbone",
     "Features": "probekit.features.features",
     "ImageSet": "probekit.data.images",
@@ -21,6 +22,7 @@ _HOMES = {
     "ProbekitError": "probekit.errors",
     "ResultTable": "probekit.results.table",
     "Tap": "probekit.taps.tap",
+    "attribute_images": "probekit.attribution.methods",
     "describe_images": "probekit.data.description",
     "extract": "probekit.features.extraction",
     "inspect_checkpoint": "probekit.backbones.inspection",
@@ -44,7 +46,9 @@ _HOMES = {
 __all__ = ["__version__", *sorted(_HOMES)]
 
 if TYPE_CHECKING:
+    from probekit.attribution.attributions import Attributions as Attributions
     from probekit.attribution.linear import probe_cam as probe_cam
+    from probekit.attribution.methods import attribute_images as attribute_images
     from probekit.backbones.backbone import Backbone as Backbone
     from probekit.backbones.inspection import inspect_checkpoint as inspect_checkpoint
     from probekit.backbones.loading import load_backbone as load_backbone
