@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from probekit.attribution.activations import with_rules
 from probekit.attribution.attributions import Attributions
 from probekit.attribution.composed import ProbedBackbone, compose, resolve_layer
 from probekit.attribution.linear import probe_cam
@@ -24,11 +26,13 @@ if TYPE_CHECKING:
     from probekit.data.images import ImageSet
     from probekit.results.fitted import Probe
 
-METHODS = ("probe_cam", "grad_cam", "integrated_gradients", "saliency", "occlusion")
+METHODS = (
+    "probe_cam", "grad_cam", "integrated_gradients", "deep_lift", "guided_backprop", "saliency", "occlusion",
+)  # fmt: skip
 BASELINES = ("mean", "blur")
-SMOOTHED = ("saliency", "integrated_gradients")
+SMOOTHED = ("saliency", "integrated_gradients", "guided_backprop", "deep_lift")
 # Methods whose maps add up to a difference of scores.
-COMPLETE = ("integrated_gradients",)
+COMPLETE = ("integrated_gradients", "deep_lift")
 # Gradients keep all activations of a batch: four times fewer images than in a plain pass.
 GRADIENT_BATCH = 16
 STEPS = 32
@@ -61,7 +65,7 @@ class Settings:
                 f"a method among {', '.join(METHODS)}",
                 "lrp: captum has no relevance rule for Identity, which timm's networks are full of, and its "
                 "other rules are chosen for one architecture at a time",
-                "integrated_gradients works on any network",
+                "deep_lift is its nearest relative; integrated_gradients works on any network",
             )
         if self.method not in METHODS:
             raise InputError(f"a method among {', '.join(METHODS)}", repr(self.method), "Choose one")
@@ -103,12 +107,20 @@ def attribute_images(
       (Selvaraju et al., ICCV 2017, equations 1 and 2 without the ReLU). Maps at the resolution of the layer.
     - ``integrated_gradients``: (x − x′) · ∫ ∂s/∂x from a baseline x′ (Sundararajan, Taly and Yan, ICML 2017,
       equation 1), by Gauss–Legendre points; maps add up to s(x) − s(x′).
+    - ``deep_lift``: the Rescale rule (Shrikumar, Greenside and Kundaje, ICML 2017, equation 10); adds up to
+      the same difference, for one backward pass. For networks whose non-linear steps have a rule.
+    - ``guided_backprop``: gradients, negative ones cut at every ReLU (Springenberg et al., ICLR 2015
+      workshop, section 3.4). It shows edges more than reasons: see what resets of layers leave of it.
     - ``saliency``: the largest |∂s/∂x| over the channels (Simonyan, Vedaldi and Zisserman, ICLR 2014
       workshop, section 3.1), so never negative.
     - ``occlusion``: how much the score falls where a sliding square shows the baseline, averaged over the
       squares that cover a pixel (Zeiler and Fergus, ECCV 2014, section 4.2).
 
-    All but ``saliency`` are summed over colour channels, in units of the score.
+    All but ``saliency`` are summed over colour channels, in units of the score (for ``guided_backprop``, of
+    the score per unit of prepared input). Before ``deep_lift`` and ``guided_backprop`` every non-linear step
+    from the image to the score is looked up: captum leaves those that it does not know as they are and says
+    nothing. ReLU6 and Hardtanh, reused modules and max pooling are rewritten in a copy that computes the
+    same; what cannot be is refused by name.
 
     Args:
         backbone: What the probe was fitted to; it is left bit-equal and without hooks.
@@ -131,7 +143,7 @@ def attribute_images(
         Maps with what they are of.
 
     Raises:
-        InputError: If a setting or output cannot be used.
+        InputError: If a setting or output cannot be used, or a network has a step without a rule.
         TapError: If the tap or the layer has no places where the method needs them, the layer lies behind the
             tap, or no gradient comes back from the tap.
         ImageUnreadable: If an image cannot be decoded.
@@ -314,7 +326,8 @@ def blurred(batch: Tensor) -> Tensor:
     sigma = max(BLUR * size, 0.5)
     # The mirrored border must lie within the image.
     radius = min(int(np.ceil(3 * sigma)), size - 1)
-    return gaussian_blur(batch, [2 * radius + 1] * 2, [sigma] * 2)
+    smooth: Tensor = gaussian_blur(batch, [2 * radius + 1] * 2, [sigma] * 2)
+    return smooth
 
 
 def explainer(backbone: Backbone, probe: Probe, settings: Settings) -> Explain:
@@ -325,6 +338,7 @@ def explainer(backbone: Backbone, probe: Probe, settings: Settings) -> Explain:
         (n, 3, H, W) baselines to (n, h, w) maps on the same device.
 
     Raises:
+        InputError: If a step of the network has no rule.
         TapError: If the layer lies behind the tap or has no places.
     """
     opened = _OPENED[settings.method](backbone, probe, settings)
@@ -388,6 +402,31 @@ def _open_integrated(backbone: Backbone, probe: Probe, settings: Settings) -> Ex
     return explain
 
 
+def _open_guided(backbone: Backbone, probe: Probe, settings: Settings) -> Explain:
+    from captum.attr import GuidedBackprop
+
+    copy = with_rules(backbone, compose(backbone, probe).tap, settings.method)
+    method, noise = GuidedBackprop(compose(copy, probe)), _noise(backbone)
+
+    def explain(images: Tensor, outputs: Tensor, against: Tensor | None, base: Tensor) -> Tensor:
+        del base
+        return _attribute(method, settings, noise, images, None, _arguments(outputs, against)).sum(1)
+
+    return explain
+
+
+def _open_deep_lift(backbone: Backbone, probe: Probe, settings: Settings) -> Explain:
+    from captum.attr import DeepLift
+
+    copy = with_rules(backbone, compose(backbone, probe).tap, settings.method)
+    method, noise = DeepLift(compose(copy, probe)), _noise(backbone)
+
+    def explain(images: Tensor, outputs: Tensor, against: Tensor | None, base: Tensor) -> Tensor:
+        return _attribute(method, settings, noise, images, base, _arguments(outputs, against)).sum(1)
+
+    return explain
+
+
 def _attribute(
     method: Any,  # noqa: ANN401 - captum has no types
     settings: Settings,
@@ -400,29 +439,56 @@ def _attribute(
     """Return (n, 3, H, W) of a method of captum's, averaged over noisy copies where that is asked for."""
     from captum.attr import NoiseTunnel
 
-    given: dict[str, Any] = {} if base is None else {"baselines": base.contiguous()}
-    if not settings.smooth:
-        found: Tensor = method.attribute(_leaf(images), additional_forward_args=arguments, **given, **options)
-        return found.detach()
-    tunnel, parts = NoiseTunnel(method), []
-    for i in range(len(images)):
-        own = slice(i, i + 1)
-        given = {} if base is None else {"baselines": base[own].contiguous()}
-        # Image by image and with the same noise, so that batches do not matter.
-        with torch.random.fork_rng():
-            torch.manual_seed(named_seed("smooth", settings.seed))
-            part: Tensor = tunnel.attribute(
-                _leaf(images[own]),
-                nt_type="smoothgrad",
-                nt_samples=settings.smooth,
-                nt_samples_batch_size=min(settings.batch_size, settings.smooth),
-                stdevs=noise,
-                additional_forward_args=tuple(one[own] for one in arguments),
-                **given,
-                **options,
+    # Hooks of captum's are put on a copy of ours, and are gone afterwards.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Setting (forward, )?backward hooks", UserWarning)
+        if not settings.smooth:
+            given = {} if base is None else {"baselines": base.contiguous()}
+            found: Tensor = method.attribute(
+                _leaf(images), additional_forward_args=arguments, **given, **options
             )
-        parts.append(part.detach())
-    return torch.cat(parts)
+            return found.detach()
+        tunnel = NoiseTunnel(method)
+        return torch.cat(
+            [
+                _tunnelled(
+                    tunnel,
+                    settings,
+                    noise,
+                    images[own],
+                    None if base is None else base[own],
+                    tuple(one[own] for one in arguments),
+                    **options,
+                )
+                for own in (slice(i, i + 1) for i in range(len(images)))
+            ]
+        )
+
+
+def _tunnelled(
+    tunnel: Any,  # noqa: ANN401
+    settings: Settings,
+    noise: float,
+    image: Tensor,
+    base: Tensor | None,
+    arguments: tuple[Tensor, ...],
+    **options: Any,  # noqa: ANN401
+) -> Tensor:
+    """Average over noisy copies of one image: image by image, with the same noise, batches do not matter."""
+    given = {} if base is None else {"baselines": base.contiguous()}
+    with torch.random.fork_rng():
+        torch.manual_seed(named_seed("smooth", settings.seed))
+        found: Tensor = tunnel.attribute(
+            _leaf(image),
+            nt_type="smoothgrad",
+            nt_samples=settings.smooth,
+            nt_samples_batch_size=min(settings.batch_size, settings.smooth),
+            stdevs=noise,
+            additional_forward_args=arguments,
+            **given,
+            **options,
+        )
+    return found.detach()
 
 
 def _open_occlusion(backbone: Backbone, probe: Probe, settings: Settings) -> Explain:
@@ -472,6 +538,8 @@ _OPENED: dict[str, Callable[[Backbone, Probe, Settings], Explain]] = {
     "integrated_gradients": _open_integrated,
     "occlusion": _open_occlusion,
     "grad_cam": _open_grad_cam,
+    "guided_backprop": _open_guided,
+    "deep_lift": _open_deep_lift,
 }
 
 
