@@ -143,7 +143,7 @@ def with_rules(backbone: Backbone, tap: Tap, method: str) -> Backbone:
     module = copy_module(backbone.module)
     for part in module.modules():
         if getattr(part, "inplace", False) is True:
-            part.inplace = False
+            part.inplace = False  # type: ignore[assignment]
     trace = layer_facts(backbone).trace
     parts = dict(module.named_modules(remove_duplicate=False))
     made: dict[str, nn.Module] = {}
@@ -345,7 +345,7 @@ def _check_equal(backbone: Backbone, copy: Backbone, tap: Tap) -> None:
     Raises:
         InputError: If its activations differ by more than rounding.
     """
-    found = []
+    found: list[Tensor] = []
     for one in (backbone, copy):
         with record(one, [replace(tap, readout="raw")]) as run:
             found += run(_noise(backbone)).values()

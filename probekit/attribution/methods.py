@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from probekit.backbones.backbone import Backbone
     from probekit.data.images import ImageSet
     from probekit.results.fitted import Probe
+    from probekit.taps.tap import Tap
 
 METHODS = (
     "probe_cam", "grad_cam", "integrated_gradients", "deep_lift", "guided_backprop", "saliency", "occlusion",
@@ -525,12 +526,36 @@ def _open_grad_cam(backbone: Backbone, probe: Probe, settings: Settings) -> Expl
     module = ProbedBackbone(backbone, probe, layer=layer)
     method = LayerGradCam(module, module.places)
 
+    is_checked = False
+
     def explain(images: Tensor, outputs: Tensor, against: Tensor | None, base: Tensor) -> Tensor:
+        nonlocal is_checked
         del base
+        if not is_checked:
+            _check_layer(module, layer, images, outputs)
+            is_checked = True
         found: Tensor = method.attribute(_leaf(images), additional_forward_args=_arguments(outputs, against))
         return found.detach()[:, 0].to(images.dtype)
 
     return explain
+
+
+def _check_layer(module: ProbedBackbone, layer: Tap, images: Tensor, outputs: Tensor) -> None:
+    """Refuse a layer whose places the score does not depend on."""
+    seen: list[Tensor] = []
+    handle = module.places.register_forward_hook(lambda _, __, maps: seen.append(maps))
+    try:
+        scores = module(_leaf(images))
+    finally:
+        handle.remove()
+    (found,) = torch.autograd.grad(scores.gather(1, outputs[:, None]).sum(), seen[0], allow_unused=True)
+    if found is None or (bool(module.weight[:, outputs].any()) and not found.any()):
+        raise TapError(
+            f"a layer whose places decide what is read at {module.tap}",
+            f"{layer.place}, on no place of which it depends",
+            "It lies aside, its branch has zero weight, or only class tokens are read behind it: name an "
+            "earlier layer as `layer=`",
+        )
 
 
 _OPENED: dict[str, Callable[[Backbone, Probe, Settings], Explain]] = {
