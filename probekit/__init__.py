@@ -28,6 +28,7 @@ _HOMES = {
     "inspect_checkpoint": "probekit.backbones.inspection",
     "list_layers": "probekit.taps.layers",
     "load_backbone": "probekit.backbones.loading",
+    "measure_concepts": "probekit.attribution.concepts",
     "measure_geometry": "probekit.geometry.sweep",
     "measure_invariance": "probekit.invariance.sweep",
     "measure_similarity": "probekit.similarity.sweep",
@@ -47,6 +48,7 @@ __all__ = ["__version__", *sorted(_HOMES)]
 
 if TYPE_CHECKING:
     from probekit.attribution.attributions import Attributions as Attributions
+    from probekit.attribution.concepts import measure_concepts as measure_concepts
     from probekit.attribution.linear import probe_cam as probe_cam
     from probekit.attribution.methods import attribute_images as attribute_images
     from probekit.backbones.backbone import Backbone as Backbone

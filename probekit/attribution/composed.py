@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -96,6 +98,34 @@ class ProbedBackbone(nn.Module):
         kept = features[:, self.columns].to(self.weight.dtype)
         return (kept - self.mean) @ self.weight + self.intercept
 
+    def place_gradients(self, images: Tensor, outputs: Tensor) -> Tensor:
+        """Return (N, D, H, W) gradients of one score of each image in the activation of ``layer``.
+
+        Raises:
+            TapError: If the scores do not depend on any place of the layer.
+        """
+        seen: list[Tensor] = []
+        handle = self.places.register_forward_hook(lambda _, __, maps: seen.append(maps))
+        try:
+            chosen = self(images.detach().clone().requires_grad_(), outputs)
+        finally:
+            handle.remove()
+        found = None
+        if chosen.requires_grad:
+            (found,) = torch.autograd.grad(chosen.sum(), seen[0], allow_unused=True)
+        if self.layer is None or found is None or (self.weighs(outputs) and not found.any()):
+            raise TapError(
+                f"a layer whose places decide what is read at {self.tap}",
+                f"{self.layer and self.layer.place}, on no place of which it depends",
+                "It lies aside, its branch has zero weight, or only class tokens are read behind it: name an "
+                "earlier layer as `layer=`",
+            )
+        return found
+
+    def weighs(self, outputs: Tensor) -> bool:
+        """Say whether any of some outputs has a weight that is not zero."""
+        return bool(self.weight[:, outputs].any())
+
 
 def compose(backbone: Backbone, probe: Probe) -> ProbedBackbone:
     """Return a backbone and a probe as one differentiable module.
@@ -128,6 +158,32 @@ def compose(backbone: Backbone, probe: Probe) -> ProbedBackbone:
         True
     """
     return ProbedBackbone(backbone, probe)
+
+
+def own_classifier(backbone: Backbone, classes: Sequence[str] | None = None) -> Probe:
+    """Return a backbone's own classifier as a probe, which attributions take as any other.
+
+    Args:
+        backbone: One with a classifier.
+        classes: Names of its K classes; None: ``0`` to K − 1.
+
+    Raises:
+        InputError: If there is no classifier, or it has another number of classes.
+    """
+    from probekit.results.fitted import Probe
+
+    if backbone.classifier is None or not backbone.has_head:
+        raise InputError("a backbone with a classifier", f"{backbone.name} without", "Give a fitted probe")
+    (tap,) = resolve_taps(backbone, f"{backbone.classifier}|raw")
+    width = math.prod(tap_facts(backbone, tap)["readout_shape"])
+    names = tuple(map(str, range(width) if classes is None else classes))
+    if len(names) != width:
+        raise InputError(f"{width} class names", str(len(names)), "Give one for each output")
+    identity, zeros = np.eye(width), np.zeros(width)
+    return Probe(
+        weights=identity, intercept=zeros, mean=zeros, scale=zeros + 1, kept=zeros == 0, classes=names,
+        kind="class", tap=str(tap), penalty=0.0, target="classifier",
+    )  # fmt: skip
 
 
 def _check_width(backbone: Backbone, tap: Tap, probe: Probe) -> None:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from probekit.backbones.backbone import Backbone
     from probekit.data.images import ImageSet
     from probekit.results.fitted import Probe
-    from probekit.taps.tap import Tap
 
 METHODS = (
     "probe_cam", "grad_cam", "integrated_gradients", "deep_lift", "guided_backprop", "saliency", "occlusion",
@@ -170,7 +169,7 @@ def _outputs(
     if given is None:
         return None
     if isinstance(given, str):
-        return _named(given, images, probe, name)
+        return named_outputs(given, images, probe, name)
     places = np.asarray(given)
     if places.ndim == 0:
         places = np.full(len(images), places)
@@ -187,7 +186,12 @@ def _outputs(
     return places.astype(np.int64)
 
 
-def _named(given: str, images: ImageSet, probe: Probe, name: str) -> IntArray:
+def named_outputs(given: str, images: ImageSet, probe: Probe, name: str = "outputs") -> IntArray:
+    """Return (N,) places in a probe's classes: one class for all images, or the ``true`` one of each.
+
+    Raises:
+        InputError: If there is no such class, or the probe does not know the classes of the images.
+    """
     if given in probe.classes:
         return np.full(len(images), probe.classes.index(given), np.int64)
     if given != "true":
@@ -366,8 +370,7 @@ def _check_gradient(module: ProbedBackbone, images: Tensor, outputs: Tensor) -> 
     found = None
     if features.requires_grad:
         (found,) = torch.autograd.grad(module.scores(features).gather(1, outputs[:, None]).sum(), given)
-    has_weight = bool(module.weight[:, outputs].any())
-    if found is None or (has_weight and not found.any()):
+    if found is None or (module.weighs(outputs) and not found.any()):
         raise TapError(
             f"gradients from {module.tap} to the image",
             "none: what is read there does not follow small changes of the image, or was detached on the way",
@@ -532,30 +535,12 @@ def _open_grad_cam(backbone: Backbone, probe: Probe, settings: Settings) -> Expl
         nonlocal is_checked
         del base
         if not is_checked:
-            _check_layer(module, layer, images, outputs)
+            module.place_gradients(images, outputs)
             is_checked = True
         found: Tensor = method.attribute(_leaf(images), additional_forward_args=_arguments(outputs, against))
         return found.detach()[:, 0].to(images.dtype)
 
     return explain
-
-
-def _check_layer(module: ProbedBackbone, layer: Tap, images: Tensor, outputs: Tensor) -> None:
-    """Refuse a layer whose places the score does not depend on."""
-    seen: list[Tensor] = []
-    handle = module.places.register_forward_hook(lambda _, __, maps: seen.append(maps))
-    try:
-        scores = module(_leaf(images))
-    finally:
-        handle.remove()
-    (found,) = torch.autograd.grad(scores.gather(1, outputs[:, None]).sum(), seen[0], allow_unused=True)
-    if found is None or (bool(module.weight[:, outputs].any()) and not found.any()):
-        raise TapError(
-            f"a layer whose places decide what is read at {module.tap}",
-            f"{layer.place}, on no place of which it depends",
-            "It lies aside, its branch has zero weight, or only class tokens are read behind it: name an "
-            "earlier layer as `layer=`",
-        )
 
 
 _OPENED: dict[str, Callable[[Backbone, Probe, Settings], Explain]] = {

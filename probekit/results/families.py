@@ -124,6 +124,13 @@ FAMILIES: tuple[Family, ...] = (
         ("image_r2", "psnr", "ssim", "gradient_deviation", "perceptual_distance", "feature_residual"),
     ),
     Family(
+        "Concepts: which nameable directions raise a class?",
+        "A direction is fitted that tells images of a concept from random ones, and each image of a class is "
+        "asked whether its score rises along it. Compare with random sets in the concept's place: close to a "
+        "linear probe every direction, also a random one, has a score near 0 or 1.",
+        ("tcav",),
+    ),
+    Family(
         "Spectrum: over how many directions do features spread?",
         "Classes play no part. High means many directions in use. All of these depend on the number of "
         "images and on the width, and none of them is good or bad by itself.",

@@ -185,6 +185,16 @@ MEASURES: dict[str, MetricFacts] = {
         " inside classes: 0 is nothing. Low means invariance to that factor, or a readout that cannot "
         "show it.",
     ),
+    "tcav": MetricFacts(
+        "Concept sensitivity (TCAV)",
+        "",
+        None,
+        0.0,
+        1.0,
+        "Share of a class's images whose score rises when a concept's direction is added to a layer: 1 all, "
+        "0 none. Only signs count, so that random directions give anything from 0 to 1: believe it where "
+        "p_holm in the params is small and the held-out accuracy of the direction is well above one half.",
+    ),
     "pixel_r2": MetricFacts(
         "R² of pixels",
         "",
