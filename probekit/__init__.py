@@ -23,6 +23,7 @@ _HOMES = {
     "ResultTable": "probekit.results.table",
     "Tap": "probekit.taps.tap",
     "attribute_images": "probekit.attribution.methods",
+    "compose": "probekit.attribution.composed",
     "describe_images": "probekit.data.description",
     "extract": "probekit.features.extraction",
     "inspect_checkpoint": "probekit.backbones.inspection",
@@ -30,10 +31,13 @@ _HOMES = {
     "load_backbone": "probekit.backbones.loading",
     "measure_concepts": "probekit.attribution.concepts",
     "measure_geometry": "probekit.geometry.sweep",
+    "measure_infidelity": "probekit.attribution.quality",
     "measure_invariance": "probekit.invariance.sweep",
+    "measure_sensitivity": "probekit.attribution.quality",
     "measure_similarity": "probekit.similarity.sweep",
     "open_images": "probekit.data.readers",
     "pretrain": "probekit.pretraining.sweep",
+    "own_classifier": "probekit.attribution.composed",
     "probe": "probekit.probes.sweep",
     "probe_cam": "probekit.attribution.linear",
     "reconstruct": "probekit.reconstruction.sweep",
@@ -48,9 +52,13 @@ __all__ = ["__version__", *sorted(_HOMES)]
 
 if TYPE_CHECKING:
     from probekit.attribution.attributions import Attributions as Attributions
+    from probekit.attribution.composed import compose as compose
+    from probekit.attribution.composed import own_classifier as own_classifier
     from probekit.attribution.concepts import measure_concepts as measure_concepts
     from probekit.attribution.linear import probe_cam as probe_cam
     from probekit.attribution.methods import attribute_images as attribute_images
+    from probekit.attribution.quality import measure_infidelity as measure_infidelity
+    from probekit.attribution.quality import measure_sensitivity as measure_sensitivity
     from probekit.backbones.backbone import Backbone as Backbone
     from probekit.backbones.inspection import inspect_checkpoint as inspect_checkpoint
     from probekit.backbones.loading import load_backbone as load_backbone

@@ -107,7 +107,8 @@ class ProbedBackbone(nn.Module):
         seen: list[Tensor] = []
         handle = self.places.register_forward_hook(lambda _, __, maps: seen.append(maps))
         try:
-            chosen = self(images.detach().clone().requires_grad_(), outputs)
+            with torch.enable_grad():
+                chosen = self(images.detach().clone().requires_grad_(), outputs)
         finally:
             handle.remove()
         found = None

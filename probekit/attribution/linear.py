@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from probekit.features.streaming import BATCH_SIZE, stream
 from probekit.functional.arguments import FloatArray
 from probekit.functional.probe_maps import map_scores
 from probekit.taps.readout import MAPS, Layout
-from probekit.taps.tap import grid_side, parse_tap
+from probekit.taps.tap import Tap, grid_side, parse_tap
 
 if TYPE_CHECKING:
     from probekit.backbones.backbone import Backbone
@@ -46,6 +47,20 @@ def probe_cam(
     Raises:
         TapError: If the probe's tap has no places, or its readout is no mean over them.
     """
+    raw, decompose = decomposition(backbone, probe)
+    opened = open_images(images) if isinstance(images, str) else images
+    found = [decompose(values[raw]) for _, values in stream(backbone, opened, [raw], batch_size=batch_size)]
+    return np.concatenate(found)
+
+
+def decomposition(
+    backbone: Backbone, probe: Probe
+) -> tuple[Tap, Callable[[NDArray[np.float32]], FloatArray]]:
+    """Return the raw tap of a probe, and what makes (n, K, H, W) maps of a raw reading.
+
+    Raises:
+        TapError: If the tap has no places, or its readout is no mean over them.
+    """
     from probekit.taps.facts import layer_facts
     from probekit.taps.layers import resolve_taps
 
@@ -59,18 +74,12 @@ def probe_cam(
         )
     (raw,) = resolve_taps(backbone, [replace(tap, readout="raw")])
     layout = layer_facts(backbone).layout(raw)
-    opened = open_images(images) if isinstance(images, str) else images
-    found = [
-        map_scores(
-            _as_maps(values[raw], layout),
-            probe.weights / probe.scale[:, None],
-            probe.mean,
-            kept=probe.kept,
-            cells=cells,
-        )
-        for _, values in stream(backbone, opened, [raw], batch_size=batch_size)
-    ]
-    return np.concatenate(found)
+
+    def decompose(values: NDArray[np.float32]) -> FloatArray:
+        weights = probe.weights / probe.scale[:, None]
+        return map_scores(_as_maps(values, layout), weights, probe.mean, kept=probe.kept, cells=cells)
+
+    return raw, decompose
 
 
 def _as_maps(values: NDArray[np.float32], layout: Layout) -> NDArray[np.float32]:

@@ -15,11 +15,12 @@ from torch import Tensor
 from probekit.attribution.activations import with_rules
 from probekit.attribution.attributions import Attributions
 from probekit.attribution.composed import ProbedBackbone, compose, resolve_layer
-from probekit.attribution.linear import probe_cam
+from probekit.attribution.linear import decomposition, probe_cam
 from probekit.data.readers import open_images
 from probekit.errors import InputError, TapError
 from probekit.features.streaming import divide, pixel_batches, prepared
 from probekit.seeds import named_seed
+from probekit.taps.record import record
 
 if TYPE_CHECKING:
     from probekit.backbones.backbone import Backbone
@@ -347,7 +348,11 @@ def explainer(backbone: Backbone, probe: Probe, settings: Settings) -> Explain:
         TapError: If the layer lies behind the tap or has no places.
     """
     opened = _OPENED[settings.method](backbone, probe, settings)
-    return opened if settings.method == "occlusion" else _reached(compose(backbone, probe), opened)
+    return (
+        opened
+        if settings.method in ("probe_cam", "occlusion")
+        else _reached(compose(backbone, probe), opened)
+    )
 
 
 def _reached(module: ProbedBackbone, explain: Explain) -> Explain:
@@ -365,17 +370,33 @@ def _reached(module: ProbedBackbone, explain: Explain) -> Explain:
 
 
 def _check_gradient(module: ProbedBackbone, images: Tensor, outputs: Tensor) -> None:
-    given = images.detach().clone().requires_grad_()
-    features = module.features(given)
+    given = _leaf(images)
+    with torch.enable_grad():
+        scores = module(given, outputs)
     found = None
-    if features.requires_grad:
-        (found,) = torch.autograd.grad(module.scores(features).gather(1, outputs[:, None]).sum(), given)
+    if scores.requires_grad:
+        (found,) = torch.autograd.grad(scores.sum(), given, allow_unused=True)
     if found is None or (module.weighs(outputs) and not found.any()):
         raise TapError(
             f"gradients from {module.tap} to the image",
             "none: what is read there does not follow small changes of the image, or was detached on the way",
             "Use occlusion, which needs no gradients, or another tap",
         )
+
+
+def _open_probe_cam(backbone: Backbone, probe: Probe, settings: Settings) -> Explain:
+    del settings
+    raw, decompose = decomposition(backbone, probe)
+
+    def explain(images: Tensor, outputs: Tensor, against: Tensor | None, base: Tensor) -> Tensor:
+        del base
+        with record(backbone, [raw]) as run:
+            read = run(images)[raw].float().cpu().numpy()
+        maps = torch.from_numpy(decompose(read)).float().to(images.device)
+        every = torch.arange(len(images), device=images.device)
+        return maps[every, outputs] - (0 if against is None else maps[every, against])
+
+    return explain
 
 
 def _open_saliency(backbone: Backbone, probe: Probe, settings: Settings) -> Explain:
@@ -544,6 +565,7 @@ def _open_grad_cam(backbone: Backbone, probe: Probe, settings: Settings) -> Expl
 
 
 _OPENED: dict[str, Callable[[Backbone, Probe, Settings], Explain]] = {
+    "probe_cam": _open_probe_cam,
     "saliency": _open_saliency,
     "integrated_gradients": _open_integrated,
     "occlusion": _open_occlusion,
