@@ -34,11 +34,10 @@ LINEAR = (
 )  # fmt: skip
 # Of these, products: linear only where one factor does not depend on the image.
 PRODUCTS = ("Mul", "Div", "Mm", "Bmm", "Baddbmm", "Addmm", "Mv", "Convolution")
-# Steps that act on every number by itself.
-ACTIVATIONS = (
-    "Relu", "Relu6", "Hardtanh", "Clamp", "ClampMin", "ClampMax", "Threshold", "LeakyRelu", "Elu", "Celu",
-    "Selu", "PreluKernel", "Prelu", "RreluWithNoise", "Gelu", "Silu", "Mish", "Hardswish", "Hardsigmoid",
-    "Sigmoid", "LogSigmoid", "Tanh", "Softplus", "Softshrink", "Hardshrink",
+# Steps that mix places or channels, which guided backpropagation treats as any gradient does.
+MIXING = (
+    "MaxPool", "AdaptiveMaxPool", "NativeLayerNorm", "NativeGroupNorm", "ScaledDotProduct", "Softmax", "Var",
+    "Std", "Norm", "LinalgVectorNorm", "Pow", "Sqrt", "Rsqrt", "Amax", "Max", *PRODUCTS,
 )  # fmt: skip
 # Modules whose rule in captum's DeepLift is the Rescale rule of an elementwise step.
 RESCALED = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.Sigmoid, nn.Tanh, nn.Softplus)
@@ -257,8 +256,9 @@ class _Names(TorchFunctionMode):
         def enter(path: str) -> Callable[..., None]:
             return lambda *_: self._open.append(path)
 
-        def leave(*_: object) -> None:
-            self._open.pop()
+        def leave(_: nn.Module, __: object, output: object) -> None:
+            # Functions with a gradient of their own are not seen as they are called.
+            self._note(output, self._open.pop())
 
         for path, part in self._module.named_modules():
             stack.callback(part.register_forward_pre_hook(enter(path)).remove)
@@ -273,10 +273,13 @@ class _Names(TorchFunctionMode):
     ) -> Any:  # noqa: ANN401
         del types
         result = func(*args, **(kwargs or {}))
+        self._note(result, self._open[-1])
+        return result
+
+    def _note(self, result: object, path: str) -> None:
         for one in result if isinstance(result, tuple | list) else [result]:
             if isinstance(one, Tensor) and one.grad_fn is not None:
-                self.paths.setdefault(one.grad_fn, self._open[-1])
-        return result
+                self.paths.setdefault(one.grad_fn, path)
 
 
 def _nodes(last: Any, paths: dict[Any, str]) -> Iterator[tuple[Any, str]]:  # noqa: ANN401 - autograd's nodes
@@ -332,7 +335,7 @@ def _guided(step: Step) -> bool:
     """Say whether guided backpropagation treats a step: a ReLU as a module, or no activation at all."""
     if step.operation == "Relu":
         return isinstance(step.part, nn.ReLU)
-    return step.operation not in ACTIVATIONS or isinstance(step.part, Capped)
+    return step.operation.startswith(MIXING) or isinstance(step.part, Capped)
 
 
 def _rescaled(step: Step) -> bool:

@@ -32,11 +32,13 @@ METHODS = (
 )  # fmt: skip
 BASELINES = ("mean", "blur")
 SMOOTHED = ("saliency", "integrated_gradients", "guided_backprop", "deep_lift")
+# Methods that compare with a baseline.
+BASED = ("integrated_gradients", "deep_lift", "occlusion")
 # Methods whose maps add up to a difference of scores.
 COMPLETE = ("integrated_gradients", "deep_lift")
 # Gradients keep all activations of a batch: four times fewer images than in a plain pass.
 GRADIENT_BATCH = 16
-STEPS = 32
+STEPS = 64
 # Standard deviation of SmoothGrad's noise, as a share of the range of pixel values (section 4.1: 10–20 %).
 NOISE = 0.15
 # Width of the blur, as a share of the input's side: objects lose their parts, the image keeps its colours.
@@ -255,7 +257,7 @@ class _Maps:
 def _used(settings: Settings) -> dict[str, Any]:
     """Return the settings that play a part in a method."""
     used: dict[str, Any] = {"layer": settings.layer} if settings.layer else {}
-    if settings.method in ("integrated_gradients", "deep_lift", "occlusion"):
+    if settings.method in BASED:
         used["baseline"] = settings.baseline
     if settings.method == "integrated_gradients":
         used["steps"] = settings.steps
@@ -282,7 +284,7 @@ def _explain_all(
     backbone: Backbone, images: ImageSet, probe: Probe, found: _Maps, explain: Explain, settings: Settings
 ) -> None:
     module = compose(backbone, probe)
-    mean = mean_image(backbone, images) if settings.baseline == "mean" else None
+    base_of = baseline_of(backbone, images, settings)
     batches = divide(np.arange(len(images)), settings.batch_size)
     for rows, pixels in pixel_batches(images, backbone.preprocessing, batches):
         batch = prepared(backbone, pixels)
@@ -291,7 +293,7 @@ def _explain_all(
         outputs, against = found.choose(rows, scores.cpu().numpy())
         places = torch.from_numpy(outputs).to(batch.device)
         taken = None if against is None else torch.from_numpy(against).to(batch.device)
-        base = blurred(batch) if mean is None else mean.expand_as(batch)
+        base = base_of(batch)
         maps = explain(batch, places, taken, base)
         values = {"score": _pick(scores, places, taken)}
         if settings.method in COMPLETE and not settings.smooth:
@@ -306,6 +308,16 @@ def _explain_all(
 def _pick(scores: Tensor, outputs: Tensor, against: Tensor | None) -> Tensor:
     chosen = scores.gather(1, outputs[:, None])[:, 0]
     return chosen if against is None else chosen - scores.gather(1, against[:, None])[:, 0]
+
+
+def baseline_of(backbone: Backbone, images: ImageSet, settings: Settings) -> Callable[[Tensor], Tensor]:
+    """Return what gives each batch its baselines; the batch itself where a method has none."""
+    if settings.method not in BASED:
+        return lambda batch: batch
+    if settings.baseline == "blur":
+        return blurred
+    mean = mean_image(backbone, images)
+    return lambda batch: mean.expand_as(batch)
 
 
 def mean_image(backbone: Backbone, images: ImageSet) -> Tensor:

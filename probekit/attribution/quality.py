@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probekit.attribution.composed import compose
-from probekit.attribution.methods import GRADIENT_BATCH, Settings, blurred, explainer, mean_image
+from probekit.attribution.methods import GRADIENT_BATCH, Settings, baseline_of, explainer, mean_image
 from probekit.data.readers import open_images
 from probekit.errors import InputError
 from probekit.features.streaming import divide, pixel_batches, prepared
@@ -139,17 +139,16 @@ def measure_sensitivity(
     told = {name: value for name, value in found.settings.items() if name in names}
     settings = Settings(found.method, **told | {"batch_size": batch_size})
     explain, opened = explainer(backbone, probe, settings), _opened(images, found)
-    mean = mean_image(backbone, opened) if settings.baseline == "mean" else None
+    base_of = baseline_of(backbone, opened, settings)
     share = radius / float(np.mean(backbone.preprocessing.std))
     values = []
     for one in _one_by_one(backbone, opened, found):
 
         def maps(given: tuple[Tensor, ...], arguments: tuple[Tensor, ...] = one.arguments) -> tuple[Tensor]:
             (batch,) = given
-            base = blurred(batch) if mean is None else mean.expand_as(batch)
             outputs, *taken = (each.expand(len(batch)) for each in arguments)
             with torch.enable_grad():
-                found = explain(batch, outputs, taken[0] if taken else None, base)
+                found = explain(batch, outputs, taken[0] if taken else None, base_of(batch))
             # A bare tensor would be taken apart image by image.
             return (found.contiguous(),)
 

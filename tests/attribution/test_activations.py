@@ -189,7 +189,27 @@ def stack(activation: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), activation, nn.Conv2d(4, 4, 3))
 
 
+class Swish(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values: Tensor) -> Tensor:
+        ctx.save_for_backward(values)
+        return values * values.sigmoid()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        (values,) = ctx.saved_tensors
+        gate = values.sigmoid()
+        return gradient * (gate + values * gate * (1 - gate))
+
+
+class OwnGradient(nn.Module):
+    def forward(self, values: Tensor) -> Tensor:
+        return Swish.apply(values)
+
+
 REFUSED = [
+    ("guided_backprop", stack(OwnGradient()), "2|gap", "OwnGradient at 1"),
+    ("deep_lift", stack(OwnGradient()), "2|gap", "OwnGradient at 1"),
     ("guided_backprop", stack(nn.SiLU()), "2|gap", "SiLU at 1"),
     ("guided_backprop", stack(nn.GELU()), "2|gap", "GELU at 1"),
     ("guided_backprop", stack(nn.LeakyReLU()), "2|gap", "LeakyReLU at 1"),

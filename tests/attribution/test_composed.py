@@ -196,3 +196,17 @@ def test_a_side_branch_is_no_layer_before_the_tap():
     probe = drawn_probe(backbone, "main|gap", DATA)
     with pytest.raises(TapError, match="It lies aside"):
         attribute_images(backbone, DATA, probe, method="grad_cam", layer="side")
+
+
+def test_grad_cam_of_one_call_among_several():
+    """torchvision's ResNets call one ReLU twice a block; each call is a layer of its own."""
+    torch.manual_seed(0)
+    backbone = backbone_of(torchvision.models.resnet18())
+    probe = drawn_probe(backbone, "layer1.1.conv1|gap", DATA)
+    first, second = (
+        attribute_images(backbone, DATA, probe, method="grad_cam", outputs=0, layer=layer).maps
+        for layer in ("layer1.0.relu#0", "layer1.0.relu#1")
+    )
+    block = attribute_images(backbone, DATA, probe, method="grad_cam", outputs=0, layer="layer1.0").maps
+    np.testing.assert_allclose(second, block, rtol=1e-5, atol=1e-9)
+    assert np.abs(first - second).max() > 1e-3 * np.abs(second).max()

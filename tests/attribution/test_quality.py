@@ -26,7 +26,7 @@ def linear_backbone() -> Backbone:
 
 def test_integrated_gradients_of_a_linear_network_foretell_all(tmp_path: Path):
     """What a square adds to a linear score is the map's sum over it."""
-    backbone, data = linear_backbone(), images(5)
+    backbone, data = linear_backbone(), images(2)
     probe, _ = fitted(backbone, "1|gap", tmp_path)
     found = attribute_images(backbone, data, probe, method="integrated_gradients", steps=2)
     assert measure_infidelity(backbone, data, probe, found).max() < 1e-6
