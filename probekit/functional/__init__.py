@@ -23,9 +23,11 @@ _HOMES = {
     "TargetInvariance": "invariance",
     "Whitening": "transferability",
     "adjust_holm": "intervals",
+    "best_threshold_iou": "localisation",
     "bootstrap_means": "intervals",
     "bootstrap_statistic": "intervals",
     "canonical_correlations": "similarity",
+    "centred_gaussian": "localisation",
     "class_cosines": "class_geometry",
     "class_distance_variance": "class_geometry",
     "class_separation": "class_geometry",
@@ -34,6 +36,7 @@ _HOMES = {
     "debiased_cka": "similarity",
     "directional_variance": "class_geometry",
     "effective_rank": "spectrum",
+    "energy_inside": "localisation",
     "expected_calibration_error": "calibration",
     "fit_ridge": "ridge",
     "fit_sigmoid": "sigmoid_regression",
@@ -58,9 +61,11 @@ _HOMES = {
     "participation_ratio": "spectrum",
     "peak_signal_to_noise": "image_quality",
     "perturbation_variance": "invariance",
+    "pointing_game": "localisation",
     "principal_axes": "standardise",
     "procrustes_angle": "similarity",
     "rankme": "spectrum",
+    "relevance_rank": "localisation",
     "representational_similarity": "similarity",
     "resampled_sums": "intervals",
     "retrieval": "class_geometry",
@@ -116,6 +121,11 @@ if TYPE_CHECKING:
     from probekit.functional.invariance import row_cosines as row_cosines
     from probekit.functional.invariance import row_distances as row_distances
     from probekit.functional.invariance import target_invariance as target_invariance
+    from probekit.functional.localisation import best_threshold_iou as best_threshold_iou
+    from probekit.functional.localisation import centred_gaussian as centred_gaussian
+    from probekit.functional.localisation import energy_inside as energy_inside
+    from probekit.functional.localisation import pointing_game as pointing_game
+    from probekit.functional.localisation import relevance_rank as relevance_rank
     from probekit.functional.moments import CrossMoments as CrossMoments
     from probekit.functional.moments import Moments as Moments
     from probekit.functional.moments import merge as merge
