@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probekit.data import manifests
-from probekit.data.annotations import Problem
+from probekit.data.annotations import IGNORE, Mask, Problem, stack
 from probekit.data.arrays import load_pixels, open_arrays
 from probekit.data.coco import find_coco, is_coco, read_coco
 from probekit.data.folders import Tree, find_classes, list_folder, list_zip
@@ -20,6 +20,7 @@ from probekit.data.hf_datasets import is_saved_dataset, read_saved_dataset
 from probekit.data.images import Source
 from probekit.data.keypoints import find_keypoints, read_keypoints
 from probekit.data.mask_folders import find_masks, read_masks
+from probekit.data.regions import BACKGROUND
 from probekit.data.sources import ArraySource, BlockSource
 from probekit.data.specs import DataSpec, parse_targets
 from probekit.data.splits import ROLES, check_ids, role_of
@@ -86,7 +87,7 @@ def list_images(spec: DataSpec) -> Listing:
         spec.check_keys(COMMON_KEYS)
         return _digits()
     if source == "shapeworld" or source.startswith("shapeworld/"):
-        spec.check_keys((*COMMON_KEYS, *SHAPEWORLD_COUNTS))
+        spec.check_keys((*COMMON_KEYS, *SHAPEWORLD_COUNTS, "annotations"))
         return _shapeworld(spec)
     path = Path(source).expanduser()
     if path.is_dir() and is_saved_dataset(path):
@@ -286,6 +287,15 @@ def _shapeworld(spec: DataSpec) -> Listing:
         columns = (factor,) if values.shape[1] == 1 else (f"{factor}_sine", f"{factor}_cosine")
         targets[factor] = Target(values, "continuous", columns)
     identity = content_digest(world, 0, seed)
+    if spec.choice("annotations", ("masks",)) is not None:
+        source = WorldMasks(world, seed, numbers)
+        places = np.full(IGNORE + 1, IGNORE, np.uint8)
+        places[: 1 + len(classes)] = np.arange(1 + len(classes))
+        masks = [
+            Mask(source, place, places, f"{identity}:{number}")
+            for place, number in enumerate(numbers.tolist())
+        ]
+        targets["masks"] = Target(stack(masks), "masks", (BACKGROUND, *classes))
     return Listing(
         name=spec.source.replace("/", "-"),
         ids=[f"{world}-{seed}-{number}" for number in numbers.tolist()],
@@ -294,6 +304,29 @@ def _shapeworld(spec: DataSpec) -> Listing:
         targets=targets,
         source=BlockSource(partial(_render_block, world, seed, numbers), _SHAPEWORLD_BLOCK),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class WorldMasks:
+    """Maps of classes of a ShapeWorld, drawn when they are asked for: 0 for the background, then its classes.
+
+    Attributes:
+        world: One of its worlds.
+        seed: Seed of the world.
+        numbers: N numbers of images.
+    """
+
+    world: str
+    seed: int
+    numbers: NDArray[np.int64]
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """Return (48, 48) class numbers of one image, those of what lies in front."""
+        from probekit.data.shapeworld import annotate
+
+        found = annotate(self.world, self.numbers[index : index + 1], seed=self.seed)
+        # Places of objects → classes, the empty place −1 and the background both 0.
+        return np.append(0, found.labels[0] + 1).astype(np.uint8)[found.masks[0]]
 
 
 def _render_block(world: str, seed: int, numbers: NDArray[np.int64], block: int) -> NDArray[np.uint8]:

@@ -17,9 +17,11 @@ from probekit.data.images import ImageSet
 from probekit.data.kept import kept_pixels
 from probekit.data.readers import open_images
 from probekit.data.targets import GROUP
-from probekit.errors import InputError, near_names
-from probekit.features.extraction import extract
+from probekit.data.transforms import Preprocessing
+from probekit.errors import FeatureError, InputError, near_names
+from probekit.features.extraction import extract, open_model
 from probekit.features.features import Features
+from probekit.features.statistics import recalibrated
 from probekit.files import cache_folder, canonical_json, digest_json, safe_name
 from probekit.grid import run_cells
 from probekit.plan import live_reference
@@ -36,6 +38,8 @@ SPLITS = {"yes": "seen", "no": "unseen", "unknown": "unknown"}
 MOST_GRID = 4
 # Layout → places of height and width in the shape of an image's activation.
 _SIDES = {"NCHW": (1, 2), "NHWC": (0, 1)}
+# What decides which pixels a model is given.
+_GEOMETRY = ("size", "resize", "interpolation")
 # Keywords of a verb that stand in the provenance by themselves, or change nothing in its table.
 _NOT_STORED = frozenset({"models", "data", "store", "jobs", "device"})
 
@@ -55,6 +59,40 @@ class Entry:
     model: ModelSpec | Backbone
     control_of: str | None = None
     seed: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Body:
+    """How to open again what features were read from.
+
+    Attributes:
+        model: A parsed model, or a live Backbone.
+        training: Images that a random-init control has its batch-norm statistics from; None for other models.
+        device: Where it runs; None chooses.
+        weights: Digest of the weights that the features say they were read with.
+    """
+
+    model: ModelSpec | Backbone
+    training: ImageSet | None
+    device: str | None
+    weights: str
+
+    def open(self) -> Backbone:
+        """Load it.
+
+        Raises:
+            FeatureError: If it has other weights than the features were read with.
+        """
+        backbone = open_model(self.model, self.device)
+        if self.training is not None:
+            backbone = recalibrated(backbone, self.training)
+        if backbone.weights != self.weights:
+            raise FeatureError(
+                f"the weights {self.weights[:12]} that the features were read with",
+                backbone.weights[:12],
+                "Run again with an empty store: a file may have changed meanwhile",
+            )
+        return backbone
 
 
 @dataclass(frozen=True)
@@ -141,6 +179,18 @@ class Comparison:
                 for one in self.entries
                 if own.get(one.name)
             }
+
+    def bodies(
+        self, images: ImageSet, found: Mapping[str, Mapping[str, Features]], device: str | None
+    ) -> dict[str, Body]:
+        """Return how to open again what the features of a data set were read from, by weights."""
+        made = {}
+        for entry in self.entries:
+            for one in found.get(entry.name, {}).values():
+                weights = one.provenance["weights"]
+                training = images if entry.control_of is not None else None
+                made.setdefault(weights, Body(entry.model, training, device, weights))
+        return made
 
     def run_taps(
         self,
@@ -250,6 +300,33 @@ def common_grid(found: Mapping[str, Mapping[str, Features]]) -> tuple[int, dict[
         return 0, {model: [] for model in found}
     paths = {model: dict.fromkeys(tap.rpartition("|")[0] for tap in own) for model, own in sides.items()}
     return side, {model: [f"{path}|grid({side})" for path in own] for model, own in paths.items()}
+
+
+def common_preprocessing(found: Mapping[str, Mapping[str, Features]]) -> Preprocessing:
+    """Return how all models take their images.
+
+    Raises:
+        InputError: If they do not take the same pixels.
+    """
+    facts = {
+        model: next(iter(own.values())).provenance["model"]["preprocessing"] for model, own in found.items()
+    }
+    views = {model: [one[name] for name in _GEOMETRY] for model, one in facts.items()}
+    first, *others = views.items()
+    for model, view in others:
+        if view != first[1]:
+            raise InputError(
+                "models that take the same pixels",
+                f"{first[0]}: {_words(first[1])}; {model}: {_words(view)}",
+                "Give all of them one size=, resize= and interpolation=",
+            )
+    size, resize, interpolation = first[1]
+    return Preprocessing(size, resize, interpolation=interpolation)
+
+
+def _words(view: Sequence[Any]) -> str:
+    size, resize, interpolation = view
+    return f"resize {resize} {interpolation}, crop {size}"
 
 
 def _side(facts: Mapping[str, Any]) -> int:

@@ -134,7 +134,7 @@ def extract(
     words = _request(spec, images, taps, training, (dtype, precision), folder) if spec is not None else None
     if words is not None and (found := _recall(folder, words, images)) is not None:
         return found
-    backbone = _load(model if spec is None else spec, device)
+    backbone = open_model(model if spec is None else spec, device)
     if training is not None:
         backbone = recalibrated(backbone, training)
     wanted = _Wanted(dtype, precision, engine, batch_size)
@@ -164,7 +164,7 @@ def estimate(
     from probekit.taps.layers import resolve_taps, tap_facts
 
     images = open_images(data) if isinstance(data, str) else data
-    backbone = _load(model, device)
+    backbone = open_model(model, device)
     resolved = resolve_taps(backbone, taps)
     widths = [int(np.prod(tap_facts(backbone, tap)["readout_shape"], dtype=np.int64)) for tap in resolved]
     first = images.select(np.arange(min(BATCH_SIZE, len(images))))
@@ -389,7 +389,8 @@ def _check_room(folders: Sequence[TapFolder], rows: int, store: Path) -> None:
         )
 
 
-def _load(model: str | ModelSpec | Backbone, device: str | None) -> Backbone:
+def open_model(model: str | ModelSpec | Backbone, device: str | None) -> Backbone:
+    """Return the backbone of a model on a device; None chooses, but leaves a loaded one where it is."""
     from probekit.backbones.backbone import Backbone
 
     if isinstance(model, Backbone):

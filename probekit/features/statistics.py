@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,17 +81,23 @@ def unfold(
     }
 
 
-def recalibrated(backbone: Backbone, images: ImageSet) -> Backbone:
+def recalibrated(backbone: Backbone, images: ImageSet, within: Sequence[str] | None = None) -> Backbone:
     """Return a copy whose batch-norm statistics come from at most 2,048 images of the training split.
 
     Images are taken spread evenly over the split. Where no image is for training, nothing is fitted to some
     images and tested on others, and all of them count.
+
+    Args:
+        backbone: Left as it is.
+        images: Whose training split is taken.
+        within: Paths of modules: batch norm elsewhere keeps its statistics. None: all.
     """
     from probekit.backbones.batch_norm import recalibrate_batch_norm
 
     train = images.indices("train")
     subset, source = _statistics_images(images, train if len(train) else np.arange(len(images)))
-    return recalibrate_batch_norm(backbone, _prepared(backbone, subset), f"batch-norm statistics of {source}")
+    note = f"batch-norm statistics of {source}" + ("" if within is None else f" within {', '.join(within)}")
+    return recalibrate_batch_norm(backbone, _prepared(backbone, subset), note, within=within)
 
 
 def unfolded(backbone: Backbone, images: ImageSet) -> Backbone:

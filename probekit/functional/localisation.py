@@ -174,7 +174,7 @@ def centred_gaussian(height: int, width: int) -> FloatArray:
 
 
 def _from_centre(side: int) -> FloatArray:
-    return np.arange(side) + 0.5 - side / 2
+    return np.arange(side, dtype=np.float64) + 0.5 - side / 2
 
 
 def _rank(values: FloatArray, inside: Inside) -> float:

@@ -33,6 +33,8 @@ class LinearFit:
         params: Penalty, its edge, val score, gap, iterations, convergence.
         null_logits: (B, n_test, C) logits of probes fitted to permuted targets.
         memorised: (B,) share of the fitting images whose permuted class these probes give back; classes only.
+        null_weights: (B, D, C) of the probes fitted to permuted targets, if they were to be kept.
+        null_intercepts: (B, C) likewise.
     """
 
     weights: NDArray[np.float64]
@@ -40,6 +42,8 @@ class LinearFit:
     params: dict[str, Any]
     null_logits: NDArray[np.float64]
     memorised: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    null_weights: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0, 0)))
+    null_intercepts: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
 
     def logits(self, rows: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return (n, C) logits of standardised rows."""
@@ -47,10 +51,19 @@ class LinearFit:
         return logits
 
 
-def fit_classes(data: TapData, target: Target, protocol: Protocol, name: str) -> LinearFit:
+def fit_classes(
+    data: TapData, target: Target, protocol: Protocol, name: str, *, keep_null: bool = False
+) -> LinearFit:
     """Fit multinomial logistic regression: penalty chosen on val by accuracy, refitted on train and val.
 
     Objective: mean cross-entropy + ½·penalty·‖W‖², intercept free (scikit-learn's C = 1/(n·penalty)).
+
+    Args:
+        data: One tap.
+        target: The classes.
+        protocol: Shared settings.
+        name: Of the target, which names the random streams.
+        keep_null: Keep the weights of the probes fitted to permuted targets, not only what they say.
     """
     labels, roles = target.values, data.roles
     penalties = np.array(sorted(protocol.penalties, reverse=True))
@@ -79,6 +92,7 @@ def fit_classes(data: TapData, target: Target, protocol: Protocol, name: str) ->
         _params(choice, penalties, final, data),
         null.logits(data.refit.score),
         memorised_shares(data.refit.fit, fitting[orders], null.weights, null.intercepts),
+        **({"null_weights": null.weights, "null_intercepts": null.intercepts} if keep_null else {}),
     )
 
 
@@ -94,14 +108,23 @@ def probe_classes(data: TapData, name: str, target: Target, protocol: Protocol) 
     rows += control_rows(images["accuracy"], nulls, fit.memorised, len(data.roles.fitting), protocol, name)
     for row in rows:
         row["params"] = fit.params | row.get("params", {})
-    return Outcome(rows, _probe(data, name, target, fit).to_arrays(), images)
+    return Outcome(rows, as_probe(data, name, target, fit).to_arrays(), images)
 
 
-def probe_labels(data: TapData, name: str, target: Target, protocol: Protocol) -> Outcome:
-    """Probe one multi-label target at one tap: an independent sigmoid a label, one penalty for all.
+def fit_labels(
+    data: TapData, target: Target, protocol: Protocol, name: str, *, keep_null: bool = False
+) -> LinearFit:
+    """Fit an independent sigmoid a label, one penalty for all: chosen on val, refitted on train and val.
 
     Objective per label: mean binary cross-entropy + ½·penalty·‖w‖². The penalty is chosen on val by mean
     average precision over the labels that occur there.
+
+    Args:
+        data: One tap.
+        target: The labels.
+        protocol: Shared settings.
+        name: Of the target, which names the random streams.
+        keep_null: Keep the weights of the probes fitted to permuted targets, not only what they say.
     """
     labels, roles = target.values.astype(bool), data.roles
     penalties = np.array(sorted(protocol.penalties, reverse=True))
@@ -113,34 +136,39 @@ def probe_labels(data: TapData, name: str, target: Target, protocol: Protocol) -
 
     fitting = labels[roles.fitting]
     final = fit_sigmoid(data.refit.fit, fitting, [choice.penalty], gap=protocol.gap)
-    null_logits = _null_of_labels(data, fitting, choice.penalty, protocol, name)
-    params = _params(choice, penalties, final, data)
-    fit = LinearFit(
+    weights, intercepts = _null_of_labels(data, fitting, choice.penalty, protocol, name)
+    null_logits = data.refit.score.astype(np.float64) @ weights + intercepts[:, None, :]
+    return LinearFit(
         final.weights[0],
         final.intercepts[0],
-        params,
+        _params(choice, penalties, final, data),
         null_logits,
+        **({"null_weights": weights, "null_intercepts": intercepts} if keep_null else {}),
     )
-    rows = label_rows(
-        expit(fit.logits(data.refit.score)), labels[roles.test], fit.null_logits, protocol, name
-    )
+
+
+def probe_labels(data: TapData, name: str, target: Target, protocol: Protocol) -> Outcome:
+    """Probe one multi-label target at one tap."""
+    fit = fit_labels(data, target, protocol, name)
+    truth = target.values.astype(bool)[data.roles.test]
+    rows = label_rows(expit(fit.logits(data.refit.score)), truth, fit.null_logits, protocol, name)
     for row in rows:
         row["params"] = fit.params
-    return Outcome(rows, _probe(data, name, target, fit).to_arrays())
+    return Outcome(rows, as_probe(data, name, target, fit).to_arrays())
 
 
 def _null_of_labels(
     data: TapData, labels: NDArray[np.bool_], penalty: float, protocol: Protocol, name: str
-) -> NDArray[np.float64]:
-    """Return (B, n_test, C) logits of probes fitted to permuted (n, C) labels, all of them at once."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return (B, D, C) weights and (B, C) intercepts of probes of permuted (n, C) labels, fitted at once."""
     orders = permute_rows(len(labels), protocol.permutations, seed=protocol.seed, name=name)
-    shape = (len(data.refit.score), len(orders), labels.shape[1])
+    count, width = labels.shape[1], data.refit.fit.shape[1]
     if not len(orders):
-        return np.empty((0, shape[0], shape[2]))
+        return np.empty((0, width, count)), np.empty((0, count))
     permuted = labels[orders].transpose(1, 0, 2).reshape(len(labels), -1)
     null = fit_sigmoid(data.refit.fit, permuted, [penalty], gap=NULL_GAP)
-    logits: NDArray[np.float64] = null.logits(data.refit.score)[0].reshape(shape).transpose(1, 0, 2)
-    return logits
+    weights = null.weights[0].reshape(width, len(orders), count).transpose(1, 0, 2)
+    return weights, null.intercepts[0].reshape(len(orders), count)
 
 
 def _params(choice: Any, penalties: NDArray[np.float64], path: Any, data: TapData) -> dict[str, Any]:  # noqa: ANN401
@@ -157,7 +185,8 @@ def _params(choice: Any, penalties: NDArray[np.float64], path: Any, data: TapDat
     }
 
 
-def _probe(data: TapData, name: str, target: Target, fit: LinearFit) -> Probe:
+def as_probe(data: TapData, name: str, target: Target, fit: LinearFit) -> Probe:
+    """Return a fit as the Probe that is kept."""
     penalty: float = fit.params["penalty"]
     stage = data.refit
     return Probe(

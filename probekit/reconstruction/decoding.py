@@ -11,12 +11,13 @@ import numpy as np
 
 from probekit.data.images import ImageSet
 from probekit.data.kept import kept_pixels
+from probekit.data.regions import region_target
 from probekit.data.splits import TEST_FRACTION, hold_out
 from probekit.data.transforms import Preprocessing
 from probekit.errors import InputError
-from probekit.features.comparison import Comparison, common_grid
+from probekit.features.comparison import Comparison, common_grid, common_preprocessing
 from probekit.probes.protocol import Roles
-from probekit.reconstruction.pixels import SIDE, foreground, foreground_target, low_resolution
+from probekit.reconstruction.pixels import SIDE, foreground, low_resolution
 from probekit.results.table import ResultTable
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ Found = dict[str, Mapping[str, "Features"]]
 CELL_FORMAT = 1
 # Method → pixels a side of what it reads back.
 SIDES = {"linear": SIDE, "decoder": 32}
-_GEOMETRY = ("size", "resize", "interpolation")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def decode_set(comparison: Comparison, images: ImageSet, asked: Decoding) -> tup
     """
     roles = _divide(images, asked.settings.seed)
     found: Found = comparison.read(images, asked.taps, **asked.read)
-    preprocessing = _preprocessing(found)
+    preprocessing = common_preprocessing(found)
     side, grids = common_grid(found)
     if not side:
         raise InputError(
@@ -80,7 +80,7 @@ def decode_set(comparison: Comparison, images: ImageSet, asked: Decoding) -> tup
     settings = replace(asked.settings, width=min(asked.settings.width, narrowest))
     with kept_pixels(images, comparison.folder / "pixels") as kept:
         pixels = low_resolution(kept, preprocessing, SIDES[asked.method])
-    own = images.split("test") if foreground_target(images) else None
+    own = images.split("test") if region_target(images) else None
     apart = asked.regions or own
     given: dict[str, Any] = {"pixels": pixels, "roles": roles, "settings": settings}
     regions = None
@@ -113,40 +113,13 @@ def _divide(images: ImageSet, seed: int) -> Roles:
     return Roles(train, val, test)
 
 
-def _preprocessing(found: Mapping[str, Mapping[str, Features]]) -> Preprocessing:
-    """Return how all models take their images.
-
-    Raises:
-        InputError: If they do not take the same pixels.
-    """
-    facts = {
-        model: next(iter(own.values())).provenance["model"]["preprocessing"] for model, own in found.items()
-    }
-    views = {model: [one[name] for name in _GEOMETRY] for model, one in facts.items()}
-    first, *others = views.items()
-    for model, view in others:
-        if view != first[1]:
-            raise InputError(
-                "models that take the same pixels",
-                f"{first[0]}: {_words(first[1])}; {model}: {_words(view)}",
-                "Give all of them one size=, resize= and interpolation=",
-            )
-    size, resize, interpolation = first[1]
-    return Preprocessing(size, resize, interpolation=interpolation)
-
-
-def _words(view: Sequence[Any]) -> str:
-    size, resize, interpolation = view
-    return f"resize {resize} {interpolation}, crop {size}"
-
-
 def _regions(
     found: Mapping[str, Mapping[str, Features]], apart: ImageSet, preprocessing: Preprocessing, side: int
 ) -> Regions:
     """Return images with a foreground; random-init controls keep the statistics they had for the fit."""
     from probekit.reconstruction.linear import Regions
 
-    target = foreground_target(apart)
+    target = region_target(apart)
     assert target is not None
     return Regions(
         {(one.provenance["weights"], tap): one for own in found.values() for tap, one in own.items()},

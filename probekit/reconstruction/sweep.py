@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from probekit.data.images import ImageSet
 from probekit.data.readers import open_images
+from probekit.data.regions import region_target
 from probekit.errors import InputError, near_names
 from probekit.features.comparison import Comparison, Entry, stored_settings
 from probekit.features.streaming import BATCH_SIZE
 from probekit.plan import live_reference
 from probekit.probes.protocol import PENALTIES, Protocol
 from probekit.reconstruction.decoding import Decoding, decode_set
-from probekit.reconstruction.pixels import foreground_target
 from probekit.results.table import ResultTable
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def reconstruct(
     Protocol(tuple(penalties), permutations=permutations, bootstrap_draws=bootstrap_draws, seed=seed)
     comparison = Comparison.open("reconstruct", models, data, random=random, store=store)
     scored = open_images(regions) if isinstance(regions, str) else regions
-    if scored is not None and foreground_target(scored) is None:
+    if scored is not None and region_target(scored) is None:
         raise InputError(f"masks or boxes in {scored.name}", "neither", "Name images that have them")
     read: dict[str, Any] = {
         "dtype": dtype,

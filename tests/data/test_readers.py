@@ -239,6 +239,28 @@ def test_shapeworld():
     assert np.array_equal(images.split("train").targets["hue"].values, facts.factors["hue"])
 
 
+def test_shapeworld_says_where_objects_are_if_asked():
+    shapeworld = pytest.importorskip("probekit.data.shapeworld")
+    words = "shapeworld/scenes,train=30,test=10,seed=2"
+    images, plain = open_images(f"{words},annotations=masks"), open_images(words)
+    assert "masks" not in plain.targets
+    assert images.digest != plain.digest
+    masks, labels = images.targets["masks"], images.targets["class"]
+    assert masks.classes == ("background", *labels.classes)
+    found = shapeworld.annotate("scenes", range(30), seed=2)
+    for index in (0, 7, 29):
+        own = masks.values[index].read()
+        for place, label in enumerate(found.labels[index]):
+            if label >= 0 and (found.labels[index] == label).sum() == 1:
+                np.testing.assert_array_equal(own == label + 1, found.masks[index] == place + 1)
+        np.testing.assert_array_equal(own == 0, found.masks[index] == 0)
+    chosen = images.select([35, 3]).targets["masks"].values
+    np.testing.assert_array_equal(chosen[1].read(), masks.values[3].read())
+    assert images.digest == open_images(f"{words},annotations=masks").digest
+    with pytest.raises(InputError, match="annotations among masks"):
+        open_images(f"{words},annotations=boxes")
+
+
 def test_shapeworld_test_images_do_not_move_with_the_others():
     few = open_images("shapeworld/source,train=20,test=40")
     many = open_images("shapeworld/source,train=80,val=20,test=60")

@@ -7,13 +7,13 @@ import pytest
 
 from probekit import ImageSet, Preprocessing
 from probekit.data.annotations import Boxes
+from probekit.data.regions import region_target
 from probekit.data.targets import Target
 from probekit.reconstruction.pixels import (
     BANDS,
     band_columns,
     cell_means,
     foreground,
-    foreground_target,
     frequencies,
     from_frequencies,
     low_resolution,
@@ -62,7 +62,7 @@ def test_boxes_become_shares_of_cells_resized_and_cropped_as_images_are():
         {"objects": Target(values, "boxes", ("thing",))},
         np.full(2, "test"),
     )
-    assert foreground_target(images) == "objects"
+    assert region_target(images) == "objects"
     found = foreground(images, Preprocessing(32, 40), "objects")
     assert found[1].max() == 0
     np.testing.assert_allclose(found[0, :, :4], 1)
@@ -71,4 +71,4 @@ def test_boxes_become_shares_of_cells_resized_and_cropped_as_images_are():
 
 def test_images_without_masks_or_boxes_have_no_foreground():
     images = ImageSet.from_arrays("plain", np.zeros((2, 8, 8, 3), np.uint8), ["a", "b"], np.full(2, "train"))
-    assert foreground_target(images) is None
+    assert region_target(images) is None
