@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,7 +50,9 @@ class Moments:
         return Moments(count, self.mean + gap * (other.count / count), deviation)
 
 
-def recalibrate_batch_norm(backbone: Backbone, batches: Iterable[torch.Tensor], note: str) -> Backbone:
+def recalibrate_batch_norm(
+    backbone: Backbone, batches: Iterable[torch.Tensor], note: str, *, within: Sequence[str] | None = None
+) -> Backbone:
     """Return a copy whose batch-norm statistics are those of given images.
 
     Batches go forward with each batch norm normalising by the batch at hand, all else in eval mode; the mean
@@ -61,12 +63,13 @@ def recalibrate_batch_norm(backbone: Backbone, batches: Iterable[torch.Tensor], 
         backbone: Left as it is; returned itself if it has no batch norm with running statistics.
         batches: Prepared images (N, 3, H, W); a last batch of one image is joined to the one before.
         note: What the checkpoint report says of it.
+        within: Paths of modules: batch norm elsewhere keeps its statistics, and may be folded. None: all.
 
     Raises:
         InputError: If there are fewer than two images, or the batch norm is folded.
         CheckpointError: If a statistic is not finite.
     """
-    if is_folded(backbone.module):
+    if within is None and is_folded(backbone.module):
         raise InputError(
             "batch norm with statistics of its own",
             f"{backbone.name}, whose batch norm is folded into its convolutions",
@@ -74,6 +77,12 @@ def recalibrate_batch_norm(backbone: Backbone, batches: Iterable[torch.Tensor], 
         )
     module = copy_module(backbone.module)
     layers = tracking_layers(module)
+    if within is not None:
+        layers = {
+            name: layer
+            for name, layer in layers.items()
+            if any(f"{name}.".startswith(f"{path}.") for path in within)
+        }
     if not layers:
         return backbone
     for layer in layers.values():

@@ -1,8 +1,9 @@
-"""Random-init controls: the raw draw of an architecture, with every residual branch switched on."""
+"""Weights drawn anew: of a whole architecture, as for random-init controls, or of blocks of a backbone."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -12,8 +13,10 @@ from probekit.backbones.architectures import build, classifier_paths, seeded
 from probekit.backbones.backbone import Backbone, copy_module
 from probekit.backbones.checkpoint import Checkpoint
 from probekit.backbones.spec import function_parts, parse_model
-from probekit.errors import CheckpointError
+from probekit.errors import CheckpointError, InputError, near_names
 
+# What a block is reset to: the draw of a random-init control, or what the architecture starts from.
+MODES = ("random", "arch_init")
 STREAM = "random init"
 # Gains of residual branches by name: LayerScale, ConvNeXt, CaiT, ResMLP, PoolFormer, NFNet, ReZero, SkipInit.
 GAIN = re.compile(
@@ -50,16 +53,8 @@ def draw_random(
         >>> bool((one != other).all())
         True
     """
-    if isinstance(arch, nn.Module):
-        module = _redraw(arch, type(arch).__name__, seed)
-        name = type(arch).__name__
-    else:
-        name = arch
-        with seeded(STREAM, arch, seed):
-            module = build(arch, size=size)
-        if function_parts(arch) is not None:
-            with seeded(STREAM, arch, seed + 1):
-                _check_drawn(module, build(arch, size=size), arch)
+    name = type(arch).__name__ if isinstance(arch, nn.Module) else arch
+    module = _draw(arch, seed, size)
     switched = switch_on(module)
     notes = [f"raw draw {seed} of {name}"]
     if switched:
@@ -96,6 +91,50 @@ def random_control(backbone: Backbone, name: str, seed: int) -> Backbone:
     )
 
 
+def reset(
+    backbone: Backbone, blocks: str | Sequence[str], *, mode: str = "random", seed: int = 0
+) -> Backbone:
+    """Return a copy of a backbone in which the weights of some blocks are those of a random draw.
+
+    All other weights and statistics stay what they were, bit for bit. Batch norm inside the blocks has the
+    statistics of no data, mean 0 and variance 1, as any draw has; see ``recalibrate_batch_norm``, whose
+    ``within`` estimates theirs alone. The same seed gives the same weights whichever blocks are named.
+
+    Args:
+        backbone: Left as it is.
+        blocks: Paths of modules, of which ``list_layers`` has those of its blocks, or names of parameters.
+        mode: ``random``, the draw of a random-init control, whose gains at or near zero are set to 1; or
+            ``arch_init``, what the architecture starts training from: residual branches may be off.
+        seed: Which draw, of the same stream as ``random@SEED``.
+
+    Raises:
+        InputError: If a path names no module or parameter, or the classifier is in it or around it; or the
+            mode is unknown.
+        CheckpointError: If a module made in Python holds weights that none of its layers can draw anew.
+
+    Examples:
+        >>> from probekit.backbones.loading import load_backbone
+        >>> backbone = load_backbone("cifar_resnet20:random@7")
+        >>> found, drawn = reset(backbone, "layer3.2", seed=1), load_backbone("cifar_resnet20:random@1")
+        >>> blocks = zip(found.module.layer3, drawn.module.layer3)
+        >>> [torch.equal(one.conv1.weight, other.conv1.weight) for one, other in blocks]
+        [False, False, True]
+    """
+    if mode not in MODES:
+        raise InputError(f"a mode among {', '.join(MODES)}", repr(mode), "random is the default")
+    paths = list(dict.fromkeys([blocks] if isinstance(blocks, str) else blocks))
+    _check_blocks(backbone, paths)
+    module = copy_module(backbone.module)
+    values, drawn = module.state_dict(), _like(backbone, mode, seed).state_dict()
+    with torch.no_grad():
+        for name, value in values.items():
+            if any(f"{name}.".startswith(f"{path}.") for path in paths):
+                value.copy_(drawn[name])
+    several = f"{len(paths)} blocks, {paths[0]} to {paths[-1]}," if len(paths) > 1 else paths[0]
+    kind = "draw" if mode == "random" else "initial draw"
+    return backbone.edited(module, f"{several} reset to the weights of {kind} {seed}, {mode}")
+
+
 def switch_on(module: nn.Module) -> list[str]:
     """Set residual gains that start at or near zero to 1, in place, and return their names.
 
@@ -124,7 +163,58 @@ def switch_on(module: nn.Module) -> list[str]:
     return switched
 
 
-def _redraw(original: nn.Module, name: str, seed: int) -> nn.Module:
+def _like(backbone: Backbone, mode: str, seed: int) -> nn.Module:
+    """Draw a backbone's architecture anew."""
+    arch: str | nn.Module = backbone.module
+    size = None
+    if backbone.spec is not None:
+        words = parse_model(backbone.spec).arch
+        arch, size = words if words != "auto" else backbone.arch, backbone.preprocessing.size
+    if mode == "random":
+        return draw_random(arch, seed, size=size)[0]
+    return _draw(arch, seed, size, switched=False).eval()
+
+
+def _check_blocks(backbone: Backbone, paths: Sequence[str]) -> None:
+    """Refuse paths that are no modules, or that hold the classifier."""
+    if not paths:
+        raise InputError("at least one block", "none", "Name modules, as `list_layers` does")
+    known = [path for path, _ in backbone.module.named_modules() if path]
+    known += [path for path, _ in backbone.module.named_parameters()]
+    heads = {*classifier_paths(backbone.module), *([backbone.classifier] if backbone.classifier else [])}
+    for path in paths:
+        if path not in known:
+            raise InputError("the path of a block", repr(path), f"The nearest are {near_names(path, known)}")
+        inside = [head for head in heads if f"{head}.".startswith(f"{path}.") or path.startswith(f"{head}.")]
+        if inside:
+            raise InputError(
+                "a block without the classifier",
+                f"{path}, which holds {inside[0]}",
+                "Name blocks of the body",
+            )
+
+
+def _draw(arch: str | nn.Module, seed: int, size: int | None, *, switched: bool = True) -> nn.Module:
+    """Draw the weights of an architecture, its gains as they come.
+
+    Args:
+        arch: In words, or a module, which is copied.
+        seed: Which draw.
+        size: Side of the input in pixels.
+        switched: Set gains of a module that none of its layers draws to 1; else they are refused unless
+            they are constant.
+    """
+    if isinstance(arch, nn.Module):
+        return _redraw(arch, type(arch).__name__, seed, switched=switched)
+    with seeded(STREAM, arch, seed):
+        module = build(arch, size=size)
+    if function_parts(arch) is not None:
+        with seeded(STREAM, arch, seed + 1):
+            _check_drawn(module, build(arch, size=size), arch)
+    return module
+
+
+def _redraw(original: nn.Module, name: str, seed: int, *, switched: bool) -> nn.Module:
     """Copy a module and have each of its layers draw its own weights."""
     module = copy_module(original)
     with seeded(STREAM, name, seed), torch.no_grad():
@@ -137,7 +227,7 @@ def _redraw(original: nn.Module, name: str, seed: int) -> nn.Module:
         if callable(whole):
             whole()  # timm's own scheme, class tokens and position embeddings included
         before = dict(original.named_parameters())
-        for path, parameter in module.named_parameters():
+        for path, parameter in module.named_parameters() if switched else ():
             undrawn = torch.equal(parameter, before[path])
             if undrawn and GAIN.fullmatch(path.rpartition(".")[2]) and _scales_channels(parameter):
                 parameter.fill_(1)

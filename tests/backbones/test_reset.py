@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -9,9 +11,9 @@ from torch import nn
 
 from probekit.backbones.backbone import Backbone
 from probekit.backbones.loading import load_backbone
-from probekit.backbones.reset import draw_random, random_control, switch_on
+from probekit.backbones.reset import draw_random, random_control, reset, switch_on
 from probekit.data.transforms import Preprocessing
-from probekit.errors import CheckpointError
+from probekit.errors import CheckpointError, InputError
 
 SMALL = Preprocessing(16, 16)
 
@@ -172,3 +174,106 @@ def loaded():
     draw_random(f"{file}:fresh", 0)
     with pytest.raises(CheckpointError, match=r"stay the same, such as 0\.weight"):
         draw_random(f"{file}:loaded", 0)
+
+
+def parts(module, within):
+    """Return the tensors of a module inside and outside of some paths."""
+    inside = {name: one for name, one in module.state_dict().items() if name.startswith(within)}
+    return inside, {name: one for name, one in module.state_dict().items() if name not in inside}
+
+
+@pytest.mark.parametrize("mode", ["random", "arch_init"])
+def test_only_the_blocks_named_are_reset_and_to_the_draw(mode):
+    backbone = load_backbone("resnet10t:random@9,size=32")
+    before, weights = copy.deepcopy(backbone.module.state_dict()), backbone.weights
+    blocks = ("layer3.0", "layer4.0")
+    found = reset(backbone, blocks, mode=mode, seed=2)
+    inside, outside = parts(found.module, blocks)
+    drawn = load_backbone("resnet10t:random@2,size=32").module.state_dict()
+    assert len(inside) > 20
+    for name, value in outside.items():
+        assert torch.equal(value, before[name]), name
+    for name, value in inside.items():
+        # The last batch norm of a residual branch starts at 0, and is switched on in a control.
+        assert torch.equal(value, drawn[name]) != (mode == "arch_init" and name.endswith("bn2.weight")), name
+    assert bool(inside["layer4.0.bn2.weight"].any()) == (mode == "random")
+    assert backbone.weights == weights
+    assert all(torch.equal(backbone.module.state_dict()[name], value) for name, value in before.items())
+    assert found.weights != weights
+    assert found.spec is None
+    assert "2 blocks, layer3.0 to layer4.0, reset to the weights of" in found.checkpoint.notes[-1]
+    assert not found.module.training
+
+
+def test_resets_are_reproducible_cumulative_and_differ_by_seed():
+    backbone = load_backbone("cifar_resnet20:random@9")
+    one, again, other = (reset(backbone, "layer2.1", seed=seed) for seed in (0, 0, 1))
+    assert one.weights == again.weights != other.weights
+    both = reset(backbone, ["layer2.1", "layer2.2"], seed=0)
+    assert same(both.module.layer2[1], one.module.layer2[1])
+    assert reset(one, "layer2.2", seed=0).weights != backbone.weights
+
+
+def test_a_parameter_that_stands_alone_can_be_reset():
+    module = timm.models.vision_transformer.VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2
+    )
+    with torch.no_grad():
+        for one in module.parameters():
+            one.uniform_(0.1, 1.0)
+    found = reset(Backbone.from_module(module, preprocessing=SMALL), ["pos_embed", "blocks.1"], seed=0)
+    assert not torch.equal(found.module.pos_embed, module.pos_embed)
+    assert torch.equal(found.module.cls_token, module.cls_token)
+    assert same(found.module.blocks[0], module.blocks[0])
+    assert not torch.equal(found.module.blocks[1].attn.qkv.weight, module.blocks[1].attn.qkv.weight)
+
+
+def test_blocks_of_a_live_module_are_drawn_by_its_layers():
+    module = trained()
+    backbone = Backbone.from_module(module, preprocessing=SMALL)
+    found = reset(backbone, ["0", "1"], seed=4)
+    control = random_control(backbone, "random", 4)
+    assert same(found.module[0], control.module[0])
+    assert torch.equal(found.module[1].running_var, torch.ones(4))
+    assert same(found.module[5], module[5])
+
+
+@pytest.mark.parametrize(
+    ("blocks", "part"),
+    [
+        ("layer9", r"path of a block.*'layer9'.*nearest.*layer"),
+        ("linear", "without the classifier"),
+        ([], "at least one block"),
+    ],
+)
+def test_what_is_no_block_is_refused(blocks, part):
+    backbone = load_backbone("cifar_resnet20:random@9")
+    with pytest.raises(InputError, match=part):
+        reset(backbone, blocks)
+
+
+def test_a_block_around_the_classifier_and_an_unknown_mode_are_refused():
+    module = nn.Sequential()
+    module.add_module("body", nn.Conv2d(3, 4, 3))
+    module.add_module("top", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)))
+    backbone = Backbone.from_module(module, preprocessing=SMALL, classifier="top.2")
+    with pytest.raises(InputError, match=r"top, which holds top\.2"):
+        reset(backbone, "top")
+    with pytest.raises(InputError, match="a mode among random, arch_init"):
+        reset(backbone, "body", mode="zero")
+
+
+def test_gains_that_no_layer_draws_are_refused_for_the_initial_draw():
+    class Gained(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.gamma = nn.Parameter(torch.rand(4, 1, 1))
+
+        def forward(self, x):
+            return self.gamma * self.conv(x)
+
+    backbone = Backbone.from_module(Gained(), preprocessing=SMALL)
+    assert reset(backbone, "gamma").module.gamma.flatten().tolist() == [1.0] * 4
+    with pytest.raises(CheckpointError, match="gamma"):
+        reset(backbone, "gamma", mode="arch_init")

@@ -39,6 +39,18 @@ def test_recalibrated_statistics_are_those_of_the_training_split(store: Path):
     assert other.weights != backbone.weights
 
 
+def test_statistics_outside_of_what_is_named_stay_and_may_be_folded():
+    backbone = Backbone.from_module(
+        nn.Sequential(folded(), nn.Conv2d(5, 4, 1), nn.BatchNorm2d(4)), preprocessing=SMALL
+    )
+    other = recalibrated(backbone, images(64), within=["2"])
+    before, after = backbone.module.state_dict(), other.module.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"2.running_mean", "2.running_var", "2.num_batches_tracked"}
+    assert recalibrated(backbone, images(64), within=["1"]) is backbone
+    assert "within 2" in other.checkpoint.notes[-1]
+
+
 def test_where_nothing_is_for_training_all_images_count():
     backbone, whole = small_backbone(), images(64)
     held_out = whole.select(whole.indices("test"))
