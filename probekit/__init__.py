@@ -24,6 +24,7 @@ _HOMES = {
     "Tap": "probekit.taps.tap",
     "attribute_images": "probekit.attribution.methods",
     "compose": "probekit.attribution.composed",
+    "attribute": "probekit.attribution.sweep",
     "describe_images": "probekit.data.description",
     "extract": "probekit.features.extraction",
     "inspect_checkpoint": "probekit.backbones.inspection",
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from probekit.attribution.methods import attribute_images as attribute_images
     from probekit.attribution.quality import measure_infidelity as measure_infidelity
     from probekit.attribution.quality import measure_sensitivity as measure_sensitivity
+    from probekit.attribution.sweep import attribute as attribute
     from probekit.backbones.backbone import Backbone as Backbone
     from probekit.backbones.inspection import inspect_checkpoint as inspect_checkpoint
     from probekit.backbones.loading import load_backbone as load_backbone

@@ -131,6 +131,23 @@ FAMILIES: tuple[Family, ...] = (
         ("tcav",),
     ),
     Family(
+        "Places: does a probe find its class where it is?",
+        "The score of a probe is taken apart by places of the image and compared with a mask or box. Four "
+        "questions of one map: how much of it lies inside, whether its highest pixels do, how well it can be "
+        "cut out, and whether its peak hits. Three lines keep them honest: a constant map, which scores the "
+        "area; a Gaussian in the middle, because photographs have their subject there; and probes of "
+        "permuted labels, which look where features are large. A probe may find the thing and not know its "
+        "class, or read the class from the surroundings: the accuracy of each probe stands in its params.",
+        ("energy_inside", "relevance_rank", "best_iou", "pointing_game"),
+    ),
+    Family(
+        "Cascading reset: does a map depend on what was learnt?",
+        "Blocks get random weights from the tap downwards, one more at every step, while the probe stays. A "
+        "map that is made by what the model has learnt falls to the likeness of maps of different images; "
+        "one that hardly changes is an edge detector, however well it is placed.",
+        ("cascade_spearman", "cascade_ssim"),
+    ),
+    Family(
         "Spectrum: over how many directions do features spread?",
         "Classes play no part. High means many directions in use. All of these depend on the number of "
         "images and on the width, and none of them is good or bad by itself.",

@@ -1,4 +1,4 @@
-"""Facts about measures of geometry, invariance, reconstruction, similarity; of probes see `metrics`."""
+"""Facts about measures of all analyses but probes, for which see `metrics`."""
 
 from __future__ import annotations
 
@@ -304,6 +304,63 @@ MEASURES: dict[str, MetricFacts] = {
         "features: 0 is the same for the layer, 1 no nearer than the mean. It says how far an inversion "
         "came, not how good a layer is: images are compared at one residual.",
         ratio=True,
+    ),
+    "energy_inside": MetricFacts(
+        "Energy inside",
+        "",
+        True,
+        0.0,
+        1.0,
+        "Share of the positive part of the map that lies inside the mask or box of its class, the mean over "
+        "images. Even a perfect map of a few places spills over a small thing: what counts is how far it is "
+        "above the area of the thing, the centred Gaussian and the null.",
+    ),
+    "relevance_rank": MetricFacts(
+        "Relevance rank",
+        "",
+        True,
+        0.0,
+        1.0,
+        "Of as many highest pixels as the mask or box has, the share that lies inside it. Only the order of "
+        "values counts, and the rest of the map does not.",
+    ),
+    "best_iou": MetricFacts(
+        "Best IoU",
+        "",
+        True,
+        0.0,
+        1.0,
+        "Intersection over union of the mask or box and the pixels above a threshold, at the threshold that "
+        "is best for each image: an optimistic score. A constant map scores the area of the thing.",
+    ),
+    "pointing_game": MetricFacts(
+        "Pointing game",
+        "",
+        True,
+        0.0,
+        1.0,
+        "Share of images whose highest value lies inside the mask or box; a tie counts as a guess among the "
+        "highest. One pixel decides an image, and large things in the middle are hit without looking: "
+        "compare with the centred Gaussian.",
+    ),
+    "cascade_spearman": MetricFacts(
+        "Rank correlation after reset",
+        "",
+        None,
+        -1.0,
+        1.0,
+        "Of the places of a map before and after blocks were reset at random, from the tap downwards, the "
+        "mean over images. It should fall to its null, maps of other images: a map that stays shows the "
+        "image and not what was learnt.",
+    ),
+    "cascade_ssim": MetricFacts(
+        "Structural similarity after reset",
+        "",
+        None,
+        -1.0,
+        1.0,
+        "The same by structural similarity of the enlarged maps, each scaled to [0, 1]. Smooth maps are "
+        "alike without being related: read it beside its null.",
     ),
     "whitened_cosine": MetricFacts(
         "Whitened cosine",

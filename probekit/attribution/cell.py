@@ -1,0 +1,198 @@
+"""One cell of the attribution: where a probe of one tap looks, and whether the thing is there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.special import softmax
+
+from probekit.attribution.maps import Maps, enlarge, pair_maps
+from probekit.attribution.marked import METRICS, Array, Marked, image_means, score_maps
+from probekit.compute import one_thread
+from probekit.data.targets import Target
+from probekit.features.features import DEAD, Features
+from probekit.files import safe_name
+from probekit.functional.intervals import bootstrap_means
+from probekit.probes.controls import null_columns
+from probekit.probes.linear import LinearFit, as_probe, fit_classes, fit_labels
+from probekit.probes.protocol import Protocol, Roles, TapData
+from probekit.probes.scoring import mean_average_precision
+from probekit.results.fitted import Probe
+from probekit.results.schema import rows_to_frame
+from probekit.results.table import ResultTable
+from probekit.seeds import random_stream
+
+if TYPE_CHECKING:
+    from probekit.backbones.backbone import Backbone
+    from probekit.features.comparison import Body
+
+CI_KIND = "bootstrap,test images"
+# Test images that are shown.
+EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class AttributionSettings:
+    """What all cells of one run share.
+
+    Attributes:
+        protocol: How probes are fitted, permuted and resampled.
+        method: How maps are made.
+        tolerance_px: By how much the pointing game may miss.
+        cascade: Whether blocks are reset from each tap downwards, and maps compared with those before.
+        batch_size: Images a forward pass.
+    """
+
+    protocol: Protocol
+    method: str = "probe_cam"
+    tolerance_px: float = 0.0
+    cascade: bool = False
+    batch_size: int = 64
+
+    def facts(self) -> dict[str, Any]:
+        """Return the settings as JSON values."""
+        return asdict(self) | {"protocol": self.protocol.facts()}
+
+
+def attribute_tap(
+    features: Features,
+    *,
+    target: tuple[str, Target],
+    roles: Roles,
+    marked: Marked,
+    bodies: Mapping[str, Body],
+    baselines: Mapping[str, Mapping[str, float]],
+    settings: AttributionSettings,
+) -> ResultTable:
+    """Fit a probe to one tap, make its maps and score them where the classes are marked.
+
+    Args:
+        features: Of all images, axes ``N D``.
+        target: Name and values of the target, over the same images.
+        roles: Rows of train, val and test.
+        marked: Test images with what is marked in them.
+        bodies: Weights → how to open the backbone.
+        baselines: Metric → what maps score that know nothing; goes to the params.
+        settings: Of the run.
+
+    Returns:
+        Rows without model, data and run. Attached are the probe, the scores of every image, and some images
+        with their maps.
+    """
+    name, values = target
+    shared: dict[str, Any] = {
+        "target": name, "split": "test", "n_classes": values.n_classes, "d": features.shape[-1]
+    }  # fmt: skip
+    with one_thread():
+        data = TapData.of(features, roles)
+        fit = None if data.dead else _fit(data, name, values, settings.protocol)
+    if fit is None:
+        rows = [shared | {"metric": metric, "status": DEAD} for metric in METRICS]
+        return ResultTable(rows_to_frame(rows), {"format": 1, "analysis": "attribute"})
+    probe = as_probe(data, name, values, fit)
+    backbone = _opened(bodies[features.provenance["weights"]])
+    maps = pair_maps(
+        backbone,
+        marked,
+        [probe, *_permuted(probe, fit)],
+        method=settings.method,
+        batch_size=settings.batch_size,
+    )
+    size = marked.inside.shape[1]
+    scores = np.stack([score_maps(enlarge(one, size), marked.inside, settings.tolerance_px) for one in maps])
+    told = fit.params | _told(data, values, fit, marked, settings) | {"map": list(maps.shape[2:])}
+    means = np.stack([image_means(one, marked.rows, len(marked.images)) for one in scores])
+    rows = [
+        shared
+        | _row(metric, means[:, :, place], settings.protocol)
+        | {"params": told | {"baselines": dict(baselines[metric])}}
+        for place, metric in enumerate(METRICS)
+    ]
+    attachments = {
+        f"scores/{safe_name(name)}.parquet": pd.DataFrame(
+            {"id": marked.images.ids, **dict(zip(METRICS, means[0].T, strict=True))}
+        ),
+        f"probes/{safe_name(name)}.npz": probe.to_arrays(),
+        f"maps/{safe_name(name)}.npz": _examples(backbone, marked, maps[0], scores[0], values),
+    }
+    return ResultTable(rows_to_frame(rows), {"format": 1, "analysis": "attribute"}, attachments)
+
+
+def _fit(data: TapData, name: str, target: Target, protocol: Protocol) -> LinearFit:
+    fit = fit_classes if target.kind == "class" else fit_labels
+    return fit(data, target, protocol, name, keep_null=True)
+
+
+def _permuted(probe: Probe, fit: LinearFit) -> list[Probe]:
+    """Return the probes that were fitted to permuted targets."""
+    return [
+        replace(probe, weights=weights, intercept=intercept)
+        for weights, intercept in zip(fit.null_weights, fit.null_intercepts, strict=True)
+    ]
+
+
+@lru_cache(maxsize=1)
+def _opened(body: Body) -> Backbone:
+    """Open a backbone; the taps of one model follow each other, so that the last one is enough."""
+    return body.open()
+
+
+def _told(
+    data: TapData, target: Target, fit: LinearFit, marked: Marked, settings: AttributionSettings
+) -> dict[str, Any]:
+    """Return what all rows say of the probe and of what is marked."""
+    logits, truth = fit.logits(data.refit.score), target.values[data.roles.test]
+    # A map of a probe that reads nothing shows nothing: how well it reads stands beside.
+    read = (
+        {"accuracy": float((softmax(logits, axis=1).argmax(axis=1) == truth).mean())}
+        if target.kind == "class"
+        else {"mean_ap": float(mean_average_precision(logits, truth.astype(bool)))}
+    )
+    return read | {
+        "method": settings.method,
+        "pairs": len(marked.rows),
+        "classes": len(np.unique(marked.outputs)),
+        "left_out": marked.left_out,
+        "marks_of_any_class": marked.any_class,
+        "tolerance_px": settings.tolerance_px,
+        "size": int(marked.inside.shape[1]),
+    }
+
+
+def _row(metric: str, means: Array, protocol: Protocol) -> dict[str, Any]:
+    """Return the row of one metric from (1 + B, M) means of images, the first those of the probe."""
+    own = means[0][~np.isnan(means[0])]
+    row: dict[str, Any] = {"metric": metric, "n": len(own)}
+    if not len(own):
+        return row | {"status": "no image has a positive value in its map"}
+    stream = random_stream("images of maps", protocol.seed)
+    low, high = bootstrap_means(own[:, None], draws=protocol.bootstrap_draws, stream=stream)
+    # A permuted probe without a positive value anywhere has no score.
+    nulls = np.array([np.nanmean(one) for one in means[1:] if not np.isnan(one).all()])
+    row |= {"value": float(own.mean()), "ci_low": float(low[0]), "ci_high": float(high[0])}
+    return row | {"ci_kind": CI_KIND} | null_columns(nulls)
+
+
+def _examples(
+    backbone: Backbone, marked: Marked, maps: Maps, scores: Array, target: Target
+) -> dict[str, NDArray[Any]]:
+    """Return some images, evenly spaced, with the map of their first class, what is marked, and scores."""
+    _, firsts = np.unique(marked.rows, return_index=True)
+    places = np.unique(np.linspace(0, len(firsts) - 1, EXAMPLES).round().astype(int))
+    pairs = firsts[places]
+    pixels = [marked.images.pixels(int(row), backbone.preprocessing) for row in marked.rows[pairs]]
+    return {
+        "images": np.stack(pixels),
+        "maps": maps[pairs],
+        "inside": marked.inside[pairs],
+        "scores": scores[pairs],
+        "metrics": np.array(METRICS),
+        "classes": np.array([target.classes[place] for place in marked.outputs[pairs]]),
+        "ids": marked.images.ids[marked.rows[pairs]],
+    }
