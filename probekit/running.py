@@ -15,6 +15,7 @@ import pandas as pd
 
 from probekit.errors import InputError, near_names
 from probekit.figures import (
+    draw_attribution,
     draw_geometry,
     draw_invariance,
     draw_pretraining,
@@ -40,6 +41,7 @@ VERBS = {
     "geometry": "probekit.geometry.sweep:measure_geometry",
     "invariance": "probekit.invariance.sweep:measure_invariance",
     "reconstruct": "probekit.reconstruction.sweep:reconstruct",
+    "attribute": "probekit.attribution.sweep:attribute",
     "similarity": "probekit.similarity.sweep:measure_similarity",
 }
 # What says where and how to run, not what: kept out of plans, so that a plan runs on any machine.
@@ -64,6 +66,13 @@ SMOKE: dict[str, dict[str, Any]] = {
         "penalties": [1.0, 0.1, 0.01],
         "draws": 2,
         "steps": 20,
+    },
+    "attribute": {
+        "permutations": 3,
+        "random": 1,
+        "bootstrap_draws": 200,
+        "penalties": [1.0, 0.1, 0.01],
+        "images": 40,
     },
     "similarity": {"permutations": 2, "random": 1, "pairwise": 100, "groups": 5},
 }
@@ -122,6 +131,7 @@ DRAWINGS: dict[str, Callable[[ResultTable], dict[str, Figure]]] = {
     "geometry": draw_geometry,
     "invariance": draw_invariance,
     "reconstruct": draw_reconstruction,
+    "attribute": draw_attribution,
     "similarity": draw_similarity,
 }
 

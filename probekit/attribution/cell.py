@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import softmax
 
+from probekit.attribution.cascading import cascade_rows
 from probekit.attribution.maps import Maps, enlarge, pair_maps
 from probekit.attribution.marked import METRICS, Array, Marked, image_means, score_maps
 from probekit.compute import one_thread
@@ -59,6 +60,10 @@ class AttributionSettings:
         """Return the settings as JSON values."""
         return asdict(self) | {"protocol": self.protocol.facts()}
 
+    def of_maps(self) -> dict[str, Any]:
+        """Return how maps are made, as keywords of ``pair_maps``."""
+        return {"method": self.method, "batch_size": self.batch_size, "seed": self.protocol.seed}
+
 
 def attribute_tap(
     features: Features,
@@ -95,33 +100,29 @@ def attribute_tap(
     if fit is None:
         rows = [shared | {"metric": metric, "status": DEAD} for metric in METRICS]
         return ResultTable(rows_to_frame(rows), {"format": 1, "analysis": "attribute"})
-    probe = as_probe(data, name, values, fit)
-    backbone = _opened(bodies[features.provenance["weights"]])
-    maps = pair_maps(
-        backbone,
-        marked,
-        [probe, *_permuted(probe, fit)],
-        method=settings.method,
-        batch_size=settings.batch_size,
-    )
-    size = marked.inside.shape[1]
-    scores = np.stack([score_maps(enlarge(one, size), marked.inside, settings.tolerance_px) for one in maps])
-    told = fit.params | _told(data, values, fit, marked, settings) | {"map": list(maps.shape[2:])}
+    probe, body = as_probe(data, name, values, fit), bodies[features.provenance["weights"]]
+    backbone, given = _opened(body), settings.of_maps()
+    maps = pair_maps(backbone, marked, [probe, *_permuted(probe, fit)], **given)
+    larger = (enlarge(one, marked.inside.shape[1]) for one in maps)
+    scores = np.stack([score_maps(one, marked.inside, settings.tolerance_px) for one in larger])
     means = np.stack([image_means(one, marked.rows, len(marked.images)) for one in scores])
+    told = fit.params | _told(data, values, fit, marked, settings) | {"map": list(maps.shape[2:])}
     rows = [
-        shared
-        | _row(metric, means[:, :, place], settings.protocol)
+        _row(metric, means[:, :, place], settings.protocol)
         | {"params": told | {"baselines": dict(baselines[metric])}}
         for place, metric in enumerate(METRICS)
     ]
+    if settings.cascade and not body.is_control:
+        step = (backbone, features.facts["block"], body.images, marked, probe, maps[0])
+        rows += cascade_rows(*step, settings.protocol, given)
+    frame = pd.DataFrame({"id": marked.images.ids, **dict(zip(METRICS, means[0].T, strict=True))})
     attachments = {
-        f"scores/{safe_name(name)}.parquet": pd.DataFrame(
-            {"id": marked.images.ids, **dict(zip(METRICS, means[0].T, strict=True))}
-        ),
+        f"scores/{safe_name(name)}.parquet": frame,
         f"probes/{safe_name(name)}.npz": probe.to_arrays(),
         f"maps/{safe_name(name)}.npz": _examples(backbone, marked, maps[0], scores[0], values),
     }
-    return ResultTable(rows_to_frame(rows), {"format": 1, "analysis": "attribute"}, attachments)
+    made = rows_to_frame([shared | row for row in rows])
+    return ResultTable(made, {"format": 1, "analysis": "attribute"}, attachments)
 
 
 def _fit(data: TapData, name: str, target: Target, protocol: Protocol) -> LinearFit:

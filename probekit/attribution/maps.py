@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probekit.attribution.linear import probe_cam
-from probekit.errors import InputError
-from probekit.features.streaming import BATCH_SIZE
+from probekit.features.streaming import BATCH_SIZE, divide
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from probekit.backbones.backbone import Backbone
     from probekit.results.fitted import Probe
 
-METHODS = ("probe_cam",)
 Maps = NDArray[np.float32]
 
 
@@ -30,6 +28,7 @@ def pair_maps(
     *,
     method: str = "probe_cam",
     batch_size: int = BATCH_SIZE,
+    seed: int = 0,
 ) -> Maps:
     """Return maps of every pair towards its class, one for each probe: (B, P, h, w), as the method has them.
 
@@ -37,25 +36,50 @@ def pair_maps(
         backbone: What the probes were fitted to.
         marked: Images and pairs.
         probes: B probes of one tap, standardised alike: they differ in weights and intercepts alone.
-        method: One of ``METHODS``.
-        batch_size: Images a forward pass.
+        method: One of those of ``attribute_images``.
+        batch_size: Images a forward pass; methods with gradients have their own.
+        seed: Fixes what a method draws at random.
 
     Raises:
         TapError: If the method makes no map of the probes' tap.
     """
-    if method not in METHODS:
-        raise InputError(f"a method among {', '.join(METHODS)}", repr(method), "probe_cam is the default")
+    if method == "probe_cam":
+        return _decomposed(backbone, marked, probes, batch_size)
+    return np.stack([_explained(backbone, marked, probe, method, seed) for probe in probes])
+
+
+def _decomposed(backbone: Backbone, marked: Marked, probes: Sequence[Probe], batch_size: int) -> Maps:
+    """Take apart the scores of all probes at once: one forward pass an image, whatever their number."""
     joined, count = _joined(probes), len(probes[0].classes)
     found = []
-    # A chunk of images at a time: one forward pass gives the maps of all classes and probes.
-    for first in range(0, len(marked.images), batch_size):
-        rows = np.arange(first, min(first + batch_size, len(marked.images)))
+    # A chunk of images at a time: the maps of all classes and probes are many.
+    for rows in divide(np.arange(len(marked.images)), batch_size):
         maps = probe_cam(backbone, marked.images.select(rows), joined, batch_size=batch_size)
         maps = maps.reshape(len(rows), len(probes), count, *maps.shape[2:])
         here = np.flatnonzero((marked.rows >= rows[0]) & (marked.rows <= rows[-1]))
-        found.append(maps[marked.rows[here] - first, :, marked.outputs[here]].astype(np.float32))
+        found.append(maps[marked.rows[here] - rows[0], :, marked.outputs[here]].astype(np.float32))
     # Pairs stand in the order of their images.
     return np.moveaxis(np.concatenate(found), 1, 0)
+
+
+def _explained(backbone: Backbone, marked: Marked, probe: Probe, method: str, seed: int) -> Maps:
+    """Ask a method for the map of every pair; it gives one an image, so that further classes take turns."""
+    from probekit.attribution.methods import attribute_images
+
+    # (P,) how many pairs of the same image stand before.
+    turns = np.arange(len(marked.rows)) - np.searchsorted(marked.rows, marked.rows)
+    maps: Maps | None = None
+    for turn in range(int(turns.max()) + 1):
+        here = np.flatnonzero(turns == turn)
+        chosen = marked.images.select(marked.rows[here])
+        found = attribute_images(
+            backbone, chosen, probe, method=method, outputs=marked.outputs[here], seed=seed
+        ).maps
+        if maps is None:
+            maps = np.empty((len(turns), *found.shape[1:]), np.float32)
+        maps[here] = found
+    assert maps is not None
+    return maps
 
 
 def enlarge(maps: Maps, size: int) -> Maps:

@@ -68,7 +68,8 @@ def attribute(
         taps: Paths, globs or presets of ``resolve_taps``. Without a readout, maps are read by their mean over
             places, tokens by that over patches.
         target: The target of classes or labels; None takes the first.
-        method: How maps are made: ``probe_cam``, the probe's score taken apart by places.
+        method: How maps are made: ``probe_cam``, the probe's score taken apart by places, or another one of
+            ``attribute_images``, which are slower, above all for the null: a map for each permutation.
         images: Most test images that are scored.
         tolerance_px: By how many pixels of the input the pointing game may miss.
         cascade: Also reset blocks at random from each tap downwards, one more at every step, and compare maps
@@ -96,7 +97,7 @@ def attribute(
     """
     settings = stored_settings(locals())
     from probekit.attribution.cell import AttributionSettings
-    from probekit.attribution.maps import METHODS
+    from probekit.attribution.methods import METHODS
 
     if method not in METHODS:
         raise InputError(f"a method among {', '.join(METHODS)}", repr(method), "probe_cam is the default")
@@ -132,7 +133,9 @@ def attribute(
         with kept_pixels(whole, comparison.folder / "pixels") as kept:
             asked = comparison.read(kept, taps, **read)
             preprocessing = common_preprocessing(asked)
-            found = comparison.read(kept, _readouts(asked), training=whole, **read)
+            found = asked
+            if method == "probe_cam":
+                found = comparison.read(kept, _readouts(asked), training=whole, **read)
         features[whole.name] = found
         marked = mark_pairs(whole, marks, *pairs[whole.name], preprocessing)
         measure = partial(

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from probekit.cli.attribute import attribute
 from probekit.cli.data import data
 from probekit.cli.demo import demo
 from probekit.cli.extract import extract
@@ -47,6 +48,7 @@ for verb in (
     invariance,
     similarity,
     reconstruct,
+    attribute,
     report,
     run,
     demo,

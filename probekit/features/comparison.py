@@ -67,13 +67,15 @@ class Body:
 
     Attributes:
         model: A parsed model, or a live Backbone.
-        training: Images that a random-init control has its batch-norm statistics from; None for other models.
+        images: Images from whose training split a random-init control has its batch-norm statistics.
+        is_control: Whether it is one.
         device: Where it runs; None chooses.
         weights: Digest of the weights that the features say they were read with.
     """
 
     model: ModelSpec | Backbone
-    training: ImageSet | None
+    images: ImageSet
+    is_control: bool
     device: str | None
     weights: str
 
@@ -84,8 +86,8 @@ class Body:
             FeatureError: If it has other weights than the features were read with.
         """
         backbone = open_model(self.model, self.device)
-        if self.training is not None:
-            backbone = recalibrated(backbone, self.training)
+        if self.is_control:
+            backbone = recalibrated(backbone, self.images)
         if backbone.weights != self.weights:
             raise FeatureError(
                 f"the weights {self.weights[:12]} that the features were read with",
@@ -188,8 +190,8 @@ class Comparison:
         for entry in self.entries:
             for one in found.get(entry.name, {}).values():
                 weights = one.provenance["weights"]
-                training = images if entry.control_of is not None else None
-                made.setdefault(weights, Body(entry.model, training, device, weights))
+                body = Body(entry.model, images, entry.control_of is not None, device, weights)
+                made.setdefault(weights, body)
         return made
 
     def run_taps(

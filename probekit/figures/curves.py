@@ -24,6 +24,7 @@ from probekit.results.table import ResultTable
 # R² has no lower bound: below this it only says "useless".
 R2_FLOOR = -0.5
 COLUMNS = 3
+_BASELINE_DASHES: tuple[Any, ...] = ((0, (8, 3)), (0, (4, 2, 1, 2)), (0, (1, 3)))
 
 
 def plot_depth(
@@ -62,6 +63,7 @@ def plot_depth(
             handles |= _draw_bands(place, series.null_bands(lines), table, "--")
             randoms = series.random_bands(table, own)
             handles |= _draw_bands(place, randoms, table, ":")
+            handles |= _draw_baselines(place, own)
             handles |= _draw_curves(place, lines, table)
             _label_depth(place, own, last_row=i + COLUMNS >= len(pairs))
             place.set_title(_title(pairs, name, one))
@@ -220,6 +222,19 @@ def _draw_bands(
     return handles
 
 
+def _draw_baselines(axes: Axes, rows: pd.DataFrame) -> dict[str, Any]:
+    """Draw what is reached without a model, as the params say: name → value, the same at every tap."""
+    known: dict[str, float] = {}
+    for params in read_params(rows):
+        known |= params.get("baselines", {})
+    handles: dict[str, Any] = {}
+    for place, (name, value) in enumerate(sorted(known.items())):
+        dashes = _BASELINE_DASHES[place % len(_BASELINE_DASHES)]
+        axes.axhline(value, color=style.INK, linestyle=dashes, linewidth=1.0, zorder=1.6)
+        handles[style.plain(name)] = Line2D([], [], color=style.INK, linestyle=dashes, linewidth=1.0)
+    return handles
+
+
 def _draw_curves(axes: Axes, lines: Sequence[series.Curve], table: ResultTable) -> dict[str, Any]:
     looks = style.looks(table.trained)
     drawn: dict[str, int] = {}
@@ -288,8 +303,8 @@ def _stretch(axes: Axes) -> None:
 
 
 def _finish(figure: Figure, handles: dict[str, Any], notes: Sequence[str]) -> None:
-    # Models first, references last.
-    order = sorted(handles, key=lambda name: name.startswith(("null", "random init")))
+    # Models first, references last: they have no marker.
+    order = sorted(handles, key=lambda name: handles[name].get_marker() in ("", "None", None))
     style.add_legend(figure, [handles[name] for name in order], order)
     style.add_footer(figure, notes)
 

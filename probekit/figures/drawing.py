@@ -13,6 +13,7 @@ from probekit.errors import InputError, near_names
 from probekit.figures.curves import plot_depth, plot_few_shot, plot_strengths
 from probekit.figures.layers import plot_layers
 from probekit.figures.matrices import plot_class_recall, plot_targets
+from probekit.figures.overlays import plot_cascade, plot_overlays
 from probekit.figures.places import plot_examples, plot_places
 from probekit.figures.style import Prints
 from probekit.figures.training import plot_training
@@ -29,6 +30,8 @@ KINDS: dict[str, Callable[..., Figure]] = {
     "places": plot_places,
     "examples": plot_examples,
     "training": plot_training,
+    "overlays": plot_overlays,
+    "cascade": plot_cascade,
 }
 # Metrics drawn against depth, most telling first.
 DEPTH_METRICS = (
@@ -40,6 +43,7 @@ GEOMETRY_METRICS = (
     "effective_rank", "two_nn",
 )  # fmt: skip
 TRAINING_METRICS = ("pretraining_loss", "images_per_s")
+ATTRIBUTION_METRICS = ("energy_inside", "relevance_rank", "best_iou", "pointing_game")
 # From this many targets on, one matrix says more than panels.
 MANY_TARGETS = 5
 
@@ -50,9 +54,10 @@ def draw(table: ResultTable, kind: str = "depth", **settings: Any) -> Figure:  #
     Args:
         table: What to draw.
         kind: ``depth``, ``few_shot``, ``class_recall``, ``targets``, ``layers``, ``strengths``,
-            ``places``, ``examples`` or ``training``.
+            ``places``, ``examples``, ``overlays``, ``cascade`` or ``training``.
         **settings: Passed to ``plot_depth``, ``plot_few_shot``, ``plot_class_recall``, ``plot_targets``,
-            ``plot_layers``, ``plot_strengths``, ``plot_places``, ``plot_examples`` or ``plot_training``.
+            ``plot_layers``, ``plot_strengths``, ``plot_places``, ``plot_examples``, ``plot_overlays``,
+            ``plot_cascade`` or ``plot_training``.
 
     Raises:
         InputError: If the kind is unknown or the table lacks its rows.
@@ -141,6 +146,37 @@ def draw_pretraining(table: ResultTable) -> dict[str, Figure]:
         table.frame[~table.frame["metric"].isin(TRAINING_METRICS)], table.provenance, table.attachments
     )
     return {"training": plot_training(table), **(draw_probe(probes) if len(probes) else {})}
+
+
+def draw_attribution(table: ResultTable) -> dict[str, Figure]:
+    """Draw scores of maps against depth, maps over images, and what a cascade leaves of them, by data set.
+
+    Returns:
+        Name → figure; names serve as file names.
+    """
+    frame = table.frame[table.frame["value"].notna()]
+    figures: dict[str, Figure] = {}
+    for prefix, part in _by_data_set(table, frame):
+        scored = part.frame[part.frame["value"].notna()]
+        known = set(scored["metric"])
+        figures |= {
+            f"{prefix}depth-{metric}": plot_depth(part, metric)
+            for metric in ATTRIBUTION_METRICS
+            if metric in known and _has_depth(scored[scored["metric"] == metric])
+        }
+        if "energy_inside" in known:
+            there = set(scored.loc[scored["metric"] == "energy_inside", "model"])
+            figures |= {
+                f"{prefix}overlays-{safe_name(model)}": plot_overlays(part, model)
+                for model in part.trained
+                if model in there
+            }
+        figures |= {
+            f"{prefix}cascade-{metric.removeprefix('cascade_')}": plot_cascade(part, metric)
+            for metric in ("cascade_spearman", "cascade_ssim")
+            if metric in known
+        }
+    return figures
 
 
 def draw_similarity(table: ResultTable) -> dict[str, Figure]:
