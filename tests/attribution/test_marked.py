@@ -93,7 +93,6 @@ def test_classes_of_few_images_and_marks_outside_of_the_crop_are_left_out():
     n = 60
     values = np.arange(n) % 2
     values[: LEAST_IMAGES - 1], values[40:44] = 2, 2
-    values[values == 2] = 2
     labels = Target(values, "class", ("a", "b", "rare"))
     places = [
         box(0, 0, 2, 12, place) if i % 4 == 0 else box(4, 4, 8, 8, place) for i, place in enumerate(values)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import timm
+from scipy.stats import spearmanr
 from torch import nn
 
 import probekit
@@ -46,7 +47,7 @@ def test_rows_say_what_they_are_and_scores_of_images_make_their_means(tmp_path: 
     for metric in METRICS:
         row = table.where(metric=metric, model="seeing").frame.iloc[0]
         assert row["value"] == pytest.approx(scores[metric].mean())
-        assert row["ci_low"] < row["value"] < row["ci_high"]
+        assert row["ci_low"] <= row["value"] <= row["ci_high"]
         assert row["null_kind"] == "permuted,3"
         assert row["ci_kind"] == "bootstrap,test images"
     assert table.best("energy_inside").frame["tap"].unique().tolist() == ["blocks.2|gap"]
@@ -116,11 +117,12 @@ def test_tokens_are_read_by_their_mean_over_patches(tmp_path: Path):
     assert json.loads(table.frame.loc[0, "params"])["map"] == [3, 3]
 
 
+@pytest.mark.slow
 def test_a_table_read_again_draws_the_same(tmp_path: Path):
     table = probekit.attribute(
         Backbone.from_module(
             timm.create_model("resnet10t", pretrained=False, num_classes=0), name="net",
-            preprocessing=Preprocessing(64, 64),
+            preprocessing=Preprocessing(48, 48),
         ),
         spots(60), store=tmp_path, cascade=True, **QUICK,
     )  # fmt: skip
@@ -133,13 +135,14 @@ def test_a_table_read_again_draws_the_same(tmp_path: Path):
     # An image and three maps a line, five lines.
     assert len(again["overlays-net"].axes) == 20
     labels = [one.get_text() for one in figures["depth-energy_inside"].legends[0].get_texts()]
-    assert labels[:3] == ["net", "centred Gaussian", "uniform"]
+    assert labels == ["net", "null", "centred Gaussian", "uniform"]
     (key,) = [name for name in table.attachments if name.startswith("maps/") and "layer4" in name]
     shown = table.attachments[key]
-    assert shown["images"].shape == shown["inside"].shape + (3,) == (5, 64, 64, 3)
+    assert shown["images"].shape == (*shown["inside"].shape, 3) == (5, 48, 48, 3)
     assert shown["images"].dtype == shown["inside"].dtype == np.uint8
 
 
+@pytest.mark.slow
 def test_resets_above_the_tap_are_not_rows_and_those_below_are(tmp_path: Path):
     backbone = Backbone.from_module(
         timm.create_model("resnet10t", pretrained=False, num_classes=0), name="net",
@@ -162,11 +165,9 @@ def test_likeness_of_maps_has_its_closed_forms():
     one = random.normal(size=(4, 6, 6)).astype(np.float32)
     np.testing.assert_allclose(spearman(one, np.exp(one)), 1)
     np.testing.assert_allclose(likeness(one, 3 * one + 2), 1, atol=1e-5)
-    scipy_stats = pytest.importorskip("scipy.stats")
     other = np.round(random.normal(size=(4, 6, 6)), 1).astype(np.float32)
-    expected = [
-        scipy_stats.spearmanr(a.ravel(), b.ravel()).statistic for a, b in zip(one, other, strict=True)
-    ]
+    pairs = zip(one, other, strict=True)
+    expected = [spearmanr(a.ravel(), b.ravel()).statistic for a, b in pairs]
     np.testing.assert_allclose(spearman(one, other), expected)
     assert np.isnan(spearman(one, np.zeros_like(one))).all()
 

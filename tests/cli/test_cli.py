@@ -31,7 +31,7 @@ def invoke(*words: str) -> str:
     return result.output
 
 
-@pytest.mark.parametrize("verb", ["layers", "extract", "probe", "report", "run", "demo"])
+@pytest.mark.parametrize("verb", ["layers", "extract", "probe", "attribute", "report", "run", "demo"])
 def test_help_has_an_example(verb: str):
     assert f"Example: probekit {verb}" in invoke(verb, "--help")
 
@@ -196,3 +196,19 @@ def test_commas_inside_a_tap_do_not_split_it():
     assert options.split_taps("a|grid(2), re:b[1,2],c") == ["a|grid(2)", "re:b[1,2]", "c"]
     with pytest.raises(InputError, match="KEY=VALUE"):
         options.parse_changes(["seed"])
+
+
+@pytest.mark.slow
+def test_attribute_shows_where_probes_look(tmp_path: Path):
+    data = "shapeworld/source,train=120,test=40,annotations=masks"
+    invoke("attribute", "-m", "net=resnet10t:random,size=48", "-d", data, "-t", "layer2.0", "--no-random",
+           "--permutations", "1", "--images", "20", "--set", "penalties=[1.0, 0.1]", "-o", tmp_path / "out",
+           "--store", tmp_path / "store")  # fmt: skip
+    plan = Plan.read(tmp_path / "out" / "plan.yaml")
+    assert plan.verb == "attribute"
+    assert plan.settings["images"] == 20
+    assert "cascade" not in plan.settings
+    assert (tmp_path / "out" / "figures" / "overlays-net.png").is_file()
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "Places: does a probe find its class where it is?" in page
+    assert "Energy inside" in page
