@@ -91,7 +91,8 @@ def spearman(one: Maps, other: Maps) -> Array:
     centred = [rank - rank.mean(axis=1, keepdims=True) for rank in ranks]
     norms = np.linalg.norm(centred[0], axis=1) * np.linalg.norm(centred[1], axis=1)
     products = np.einsum("np,np->n", *centred)
-    return np.divide(products, norms, out=np.full(len(one), np.nan), where=norms > 0)
+    found: Array = np.divide(products, norms, out=np.full(len(one), np.nan), where=norms > 0)
+    return found
 
 
 def likeness(one: Maps, other: Maps) -> Array:

@@ -326,7 +326,7 @@ class WorldMasks:
 
         found = annotate(self.world, self.numbers[index : index + 1], seed=self.seed)
         # Places of objects → classes, the empty place −1 and the background both 0.
-        return np.append(0, found.labels[0] + 1).astype(np.uint8)[found.masks[0]]
+        return np.asarray(np.append(0, found.labels[0] + 1)[found.masks[0]], np.uint8)
 
 
 def _render_block(world: str, seed: int, numbers: NDArray[np.int64], block: int) -> NDArray[np.uint8]:

@@ -186,7 +186,7 @@ class Comparison:
         self, images: ImageSet, found: Mapping[str, Mapping[str, Features]], device: str | None
     ) -> dict[str, Body]:
         """Return how to open again what the features of a data set were read from, by weights."""
-        made = {}
+        made: dict[str, Body] = {}
         for entry in self.entries:
             for one in found.get(entry.name, {}).values():
                 weights = one.provenance["weights"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -120,7 +121,7 @@ def plot_cascade(table: ResultTable, metric: str = "cascade_spearman", *, data: 
     return style.finish(figure, f"{label}, block by block from the tap downwards, the probe kept as it is.")
 
 
-def _heading(row: dict[str, Any]) -> str:
+def _heading(row: Mapping[Any, Any]) -> str:
     level = f"{row['level']}: " if row["level"] else ""
     return f"{level}{style.plain(str(row['block']), 14)}\n{fixed(float(row['value']), 2)}"
 
