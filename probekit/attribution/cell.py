@@ -19,7 +19,7 @@ from probekit.compute import one_thread
 from probekit.data.targets import Target
 from probekit.features.features import DEAD, Features
 from probekit.files import safe_name
-from probekit.functional.intervals import bootstrap_means
+from probekit.functional.intervals import bootstrap_means, paired_difference
 from probekit.probes.controls import null_columns
 from probekit.probes.linear import LinearFit, as_probe, fit_classes, fit_labels
 from probekit.probes.protocol import Protocol, Roles, TapData
@@ -72,7 +72,7 @@ def attribute_tap(
     roles: Roles,
     marked: Marked,
     bodies: Mapping[str, Body],
-    baselines: Mapping[str, Mapping[str, float]],
+    baselines: Mapping[str, Array],
     settings: AttributionSettings,
 ) -> ResultTable:
     """Fit a probe to one tap, make its maps and score them where the classes are marked.
@@ -83,7 +83,7 @@ def attribute_tap(
         roles: Rows of train, val and test.
         marked: Test images with what is marked in them.
         bodies: Weights → how to open the backbone.
-        baselines: Metric → what maps score that know nothing; goes to the params.
+        baselines: Name → (M, 4) scores of a map that knows nothing.
         settings: Of the run.
 
     Returns:
@@ -108,8 +108,13 @@ def attribute_tap(
     means = np.stack([image_means(one, marked.rows, len(marked.images)) for one in scores])
     told = fit.params | _told(data, values, fit, marked, settings) | {"map": list(maps.shape[2:])}
     rows = [
-        _row(metric, means[:, :, place], settings.protocol)
-        | {"params": told | {"baselines": dict(baselines[metric])}}
+        _row(
+            metric,
+            means[:, :, place],
+            {key: one[:, place] for key, one in baselines.items()},
+            settings.protocol,
+            told,
+        )
         for place, metric in enumerate(METRICS)
     ]
     if settings.cascade and not body.is_control:
@@ -166,18 +171,41 @@ def _told(
     }
 
 
-def _row(metric: str, means: Array, protocol: Protocol) -> dict[str, Any]:
-    """Return the row of one metric from (1 + B, M) means of images, the first those of the probe."""
-    own = means[0][~np.isnan(means[0])]
-    row: dict[str, Any] = {"metric": metric, "n": len(own)}
+def _row(
+    metric: str, means: Array, baselines: Mapping[str, Array], protocol: Protocol, told: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the row of one metric.
+
+    Things differ more in size than maps in what they find, so that the interval of a mean is wide. How far it
+    lies above a baseline on the same images is told more sharply: ``above`` in the params.
+
+    Args:
+        metric: Its name.
+        means: (1 + B, M) means of images, the first those of the probe, the others of permuted ones.
+        baselines: Name → (M,) of a map that knows nothing.
+        protocol: Resamples and seed.
+        told: What else goes to the params.
+    """
+    there = ~np.isnan(means[0])
+    own = means[0][there]
+    known = {name: float(np.nanmean(one)) for name, one in baselines.items()}
+    row: dict[str, Any] = {"metric": metric, "n": len(own), "params": {**told, "baselines": known}}
     if not len(own):
         return row | {"status": "no image has a positive value in its map"}
     stream = random_stream("images of maps", protocol.seed)
     low, high = bootstrap_means(own[:, None], draws=protocol.bootstrap_draws, stream=stream)
+    row["params"]["above"] = {name: _above(own, one[there], protocol) for name, one in baselines.items()}
     # A permuted probe without a positive value anywhere has no score.
     nulls = np.array([np.nanmean(one) for one in means[1:] if not np.isnan(one).all()])
     row |= {"value": float(own.mean()), "ci_low": float(low[0]), "ci_high": float(high[0])}
     return row | {"ci_kind": CI_KIND} | null_columns(nulls)
+
+
+def _above(own: Array, baseline: Array, protocol: Protocol) -> list[float]:
+    """Return the mean difference to a baseline on the same images, and the ends of its interval."""
+    stream = random_stream("images of maps", protocol.seed)
+    found = paired_difference(own, baseline, draws=protocol.bootstrap_draws, stream=stream)
+    return [found.value, found.low, found.high]
 
 
 def _examples(

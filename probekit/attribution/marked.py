@@ -51,17 +51,18 @@ class Marked:
     left_out: int
     any_class: bool
 
-    def baselines(self, tolerance_px: float) -> dict[str, dict[str, float]]:
-        """Return what maps score that know nothing of the images: metric → name of the map → mean."""
+    def baselines(self, tolerance_px: float) -> dict[str, Array]:
+        """Return what maps score that know nothing: name → (M, 4), in the order of ``METRICS``."""
         size = self.inside.shape[1]
         known = {"uniform": np.ones((size, size)), "centred Gaussian": centred_gaussian(size, size)}
-        found: dict[str, dict[str, float]] = {metric: {} for metric in METRICS}
-        for name, one in known.items():
-            scores = score_maps(np.broadcast_to(one, self.inside.shape), self.inside, tolerance_px)
-            means = image_means(scores, self.rows, len(self.images))
-            for place, metric in enumerate(METRICS):
-                found[metric][name] = float(np.nanmean(means[:, place]))
-        return found
+        return {
+            name: image_means(
+                score_maps(np.broadcast_to(one, self.inside.shape), self.inside, tolerance_px),
+                self.rows,
+                len(self.images),
+            )
+            for name, one in known.items()
+        }
 
 
 def score_maps(maps: NDArray[np.floating], inside: NDArray[np.uint8], tolerance_px: float) -> Array:

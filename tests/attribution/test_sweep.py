@@ -42,6 +42,12 @@ def test_rows_say_what_they_are_and_scores_of_images_make_their_means(tmp_path: 
     assert params["pairs"] == 60
     assert params["classes"] == 3
     assert set(params["baselines"]) == {"uniform", "centred Gaussian"}
+    area = 16 / 144
+    assert params["baselines"]["uniform"] == pytest.approx(area)
+    gain, low, high = params["above"]["uniform"]
+    assert gain == pytest.approx(frame.loc[0, "value"] - area)
+    # All things are of one size here: the difference moves as the mean does.
+    assert (low, high) == pytest.approx((frame.loc[0, "ci_low"] - area, frame.loc[0, "ci_high"] - area))
     scores = table.scores("seeing", "blocks.2|gap", "class")
     assert len(scores) == 60
     for metric in METRICS:
