@@ -254,7 +254,6 @@ def _pass_through(places: nn.Module, backbone: Backbone, layer: Tap) -> Any:  # 
     def through(live: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
-        # What follows in place must not alter what was seen.
         return _through_maps(places, live, layout) if calls == (layer.call or 0) + 1 else live
 
     def before(_: nn.Module, given: tuple[Any, ...]) -> Any:  # noqa: ANN401 - arguments of any module
@@ -270,11 +269,12 @@ def _pass_through(places: nn.Module, backbone: Backbone, layer: Tap) -> Any:  # 
 
 def _through_maps(places: nn.Module, live: Tensor, layout: Layout) -> Tensor:
     seen: Tensor
+    # What goes on is a copy: what follows in place must not alter what was seen.
     if layout.axes == "NCHW":
-        seen = places(live.clone())
+        seen = places(live)
         return seen.clone()
     if layout.axes == "NHWC":
-        seen = places(live.permute(0, 3, 1, 2).clone())
+        seen = places(live.permute(0, 3, 1, 2))
         return seen.permute(0, 2, 3, 1).clone()
     first = layout.prefix_tokens or 0
     rows, columns = layout.grid or (0, 0)

@@ -129,16 +129,18 @@ def test_grad_cam_is_captums_on_maps(layer: str):
     np.testing.assert_allclose(found.maps, raw[:, 0].detach().numpy(), rtol=1e-4, atol=1e-7)
 
 
-def test_what_follows_in_place_does_not_change_grad_cam():
-    """captum keeps the live tensor, which an in-place ReLU rewrites; what is seen here is a copy."""
-    maps = []
+def test_what_follows_in_place_does_not_change_what_was_seen():
+    maps, gradients = [], []
     for inplace in (False, True):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=inplace), nn.Conv2d(4, 4, 3))
         backbone = backbone_of(net)
         probe = drawn_probe(backbone, "2|gap", DATA)
         maps.append(attribute_images(backbone, DATA, probe, method="grad_cam", outputs=0, layer="0").maps)
+        module = ProbedBackbone(backbone, probe, layer=resolve_taps(backbone, "0|raw")[0])
+        gradients.append(module.place_gradients(batch_of(backbone, DATA), torch.zeros(4, dtype=torch.int64)))
     np.testing.assert_allclose(maps[0], maps[1], atol=1e-7)
+    torch.testing.assert_close(gradients[0], gradients[1])
 
 
 @pytest.mark.parametrize(
