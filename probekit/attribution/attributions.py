@@ -9,6 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+METHODS = (
+    "probe_cam", "grad_cam", "integrated_gradients", "deep_lift", "guided_backprop", "saliency", "occlusion",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, eq=False)
 class Attributions:

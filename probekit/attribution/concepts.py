@@ -11,7 +11,8 @@ import torch
 from scipy.special import stdtr
 
 from probekit.attribution.composed import ProbedBackbone, compose, resolve_layer
-from probekit.attribution.methods import GRADIENT_BATCH, named_outputs
+from probekit.attribution.explainers import GRADIENT_BATCH
+from probekit.attribution.methods import named_outputs
 from probekit.data.readers import open_images
 from probekit.errors import InputError
 from probekit.features.streaming import divide, pixel_batches, prepared, stream

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probekit.attribution.composed import compose
-from probekit.attribution.methods import GRADIENT_BATCH, Settings, baseline_of, explainer, mean_image
+from probekit.attribution.explainers import GRADIENT_BATCH, Settings, baseline_of, explainer, mean_image
 from probekit.data.readers import open_images
 from probekit.errors import InputError
 from probekit.features.streaming import divide, pixel_batches, prepared

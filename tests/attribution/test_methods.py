@@ -13,7 +13,9 @@ from torch import nn
 import probekit
 from probekit import Backbone, ImageSet, Preprocessing
 from probekit.attribution.composed import compose
-from probekit.attribution.methods import METHODS, attribute_images, mean_image
+from probekit.attribution.attributions import METHODS
+from probekit.attribution.explainers import mean_image
+from probekit.attribution.methods import attribute_images
 from probekit.errors import InputError, ProbekitError, TapError
 from probekit.features.streaming import prepared
 from tests.attribution.test_linear import fitted
@@ -53,6 +55,7 @@ def test_what_is_attributed_is_chosen(tmp_path: Path):
     assert true.outputs.tolist() == [0, 1, 0, 1, 0, 1]
     odd = attribute_images(backbone, data, probe, outputs="odd")
     assert odd.outputs.tolist() == [1] * 6
+    np.testing.assert_allclose(odd.maps, probekit.probe_cam(backbone, data, probe)[:, 1], atol=1e-6)
     even = attribute_images(backbone, data, probe, outputs=0)
     contrast = attribute_images(backbone, data, probe, outputs="odd", against="even")
     np.testing.assert_allclose(contrast.maps, odd.maps - even.maps, atol=1e-6)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from probekit import Attributions, Backbone, Preprocessing, attribute_images
-from probekit.attribution.methods import METHODS
+from probekit.attribution.attributions import METHODS
 from probekit.attribution.quality import measure_infidelity, measure_sensitivity
 from probekit.errors import InputError
 from tests.attribution.test_linear import fitted
