@@ -12,8 +12,8 @@ from torch import nn
 
 import probekit
 from probekit import Backbone, ImageSet, Preprocessing
-from probekit.attribution.composed import compose
 from probekit.attribution.attributions import METHODS
+from probekit.attribution.composed import compose
 from probekit.attribution.explainers import mean_image
 from probekit.attribution.methods import attribute_images
 from probekit.errors import InputError, ProbekitError, TapError
