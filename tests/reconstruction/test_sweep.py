@@ -166,3 +166,24 @@ def test_methods_that_cannot_be_are_refused_before_an_image_is_read(tmp_path: Pa
     with pytest.raises(InputError, match="none of those under study"):
         probekit.reconstruct(small_backbone(), pictures(), perceptual=small_backbone(), **given, **DECODER)
     assert not list(tmp_path.iterdir())
+
+
+def test_cells_of_other_methods_budgets_and_judges_are_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    calls = []
+    original = decoding._measure
+
+    def counted(method, network, features, **rest):
+        calls.append((method, rest["settings"].facts().get("budget", {}).get("steps"), network is not None))
+        return original(method, network, features, **rest)
+
+    monkeypatch.setattr(decoding, "_measure", counted)
+    judge = Backbone.from_module(small_net(7), name="judge", preprocessing=Preprocessing(12, 12))
+    short = DECODER | {"steps": 1}
+    asked = [QUICK, short, short | {"steps": 2}, short | {"perceptual": judge}]
+    for settings in [*asked, *asked]:
+        probekit.reconstruct(small_backbone(), pictures(), taps=["3"], store=tmp_path, **settings)
+    assert calls == [
+        ("linear", None, False), ("decoder", 1, False), ("decoder", 2, False), ("decoder", 1, True)
+    ]  # fmt: skip
