@@ -168,6 +168,7 @@ def test_methods_that_cannot_be_are_refused_before_an_image_is_read(tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_cells_of_other_methods_budgets_and_judges_are_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
