@@ -85,6 +85,43 @@ def fuse(
     return forward
 
 
+def fuse_with_gradients(backbone: Backbone, tap: Tap, example: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return a forward pass that gives what ``record`` gives of one tap, faster, and passes gradients on.
+
+    As ``fuse``, but convolutions are not packed: packed ones have no gradients. Shorter batches are not
+    filled up; whether the graph takes them is for the caller to prove.
+
+    Args:
+        backbone: A frozen backbone.
+        tap: A resolved tap.
+        example: A prepared batch (N, 3, H, W).
+
+    Returns:
+        A function from a prepared batch to the activation (N, …), equal to that of ``record`` up to rounding.
+
+    Raises:
+        FusionImpossible: If the network cannot be traced, or its operations in place cannot be undone.
+    """
+    traced = _trace(backbone, [tap], example)
+    _undo_operations_in_place(traced.graph)
+    _prune(traced.graph)
+    _fold_batch_norm(traced)
+    last = example.device.type != "mps"
+    if example.device.type == "cpu":
+        _absorb_padding(traced)
+    _lay_out_weights(traced, torch.float32, channels_last=last)
+    traced.graph.lint()
+    # Made anew, so that the shape of the example is no longer asked for.
+    module = fx.GraphModule(traced, traced.graph)
+
+    def forward(batch: Tensor) -> Tensor:
+        (value,) = module(_laid_out(batch, last))
+        assert isinstance(value, Tensor)
+        return value
+
+    return forward
+
+
 def _can_pack(precision: torch.dtype) -> bool:
     """Whether oneDNN takes packed weights of this precision on this processor."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
