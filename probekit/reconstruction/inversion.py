@@ -27,6 +27,7 @@ from probekit.reconstruction.priors import (
     FourierPrior,
     PixelPrior,
     Prior,
+    PyramidPrior,
     SkipNetwork,
     image_streams,
     most_scales,
@@ -44,6 +45,8 @@ FORMAT = 1
 SNAPSHOT_S, BATCH = 30.0, 8
 # An image has a plateau if its residual fell by less than this share of itself over the last quarter.
 PLATEAU = 0.01
+# Share of the squared activation under which it is its own mean.
+ALIKE = 1e-9
 # Images behind the mean activation, and points of a curve that are kept.
 MEAN_IMAGES, CURVE_POINTS = 256, 200
 
@@ -55,13 +58,13 @@ class Preset:
     Attributes:
         name: Its name.
         size: Side of the images it is made for, in pixels: load backbones with this ``size=``.
-        prior: ``network``, ``fourier`` or ``pixels``.
+        prior: ``pyramid``, ``network``, ``fourier`` or ``pixels``.
         rate: Learning rate of Adam, by prior.
         steps: Steps at most.
         patience: Steps before a plateau is looked for.
-        channels: Of the network's scales, the finest first.
+        channels: Of the scales of pyramid or network, the finest first.
         kernels: Side of the convolutions of each scale.
-        fixed: Whether the network has all its scales or is refused; else only those the image has room for.
+        fixed: Whether all scales are there or the image is refused; else only those the image has room for.
         betas: Of Adam.
     """
 
@@ -81,12 +84,13 @@ class Preset:
         return asdict(self) | {name: list(getattr(self, name)) for name in ("channels", "kernels", "betas")}
 
 
-_RATES = {"network": 1e-2, "fourier": 5e-2, "pixels": 5e-2}
+_RATES = {"pyramid": 1e-2, "network": 1e-2, "fourier": 1e-2, "pixels": 1e-1}
+_NETWORKS = ("pyramid", "network")
 PRESETS = {
     one.name: one
     for one in (
-        Preset("preview", 64, "network", _RATES, steps=600, patience=100),
-        Preset("standard", 128, "network", _RATES, steps=2000, patience=200),
+        Preset("preview", 64, "pyramid", _RATES, steps=600, patience=100),
+        Preset("standard", 128, "pyramid", _RATES, steps=2000, patience=200),
         Preset(
             "paper", 224, "network", {**_RATES, "network": 1e-3}, steps=3000, patience=500,
             channels=(16, 32, 64, 128, 128, 128), kernels=(7, 7, 5, 5, 3, 3), fixed=True,
@@ -100,8 +104,8 @@ class Inversions:
     """Images made from the activations of one tap.
 
     Attributes:
-        made: (N, size, size, 3) float32 in [0, 1], of each image the first that reached the target residual, or
-            else the one of the least residual.
+        made: (N, size, size, 3) float32 in [0, 1], of each image the first that reached the target residual,
+            or else the one of the least residual.
         residuals: (N,) relative residual of ``made``.
         steps: (N,) steps after which ``made`` was there.
         statuses: (N,) ``ok``, or why it ended above the target.
@@ -169,12 +173,13 @@ def invert(
     An image prior with weights of its own for each image is fitted by Adam until the relative residual
     r = ‖Φ(x̂) − Φ₀‖² / ‖Φ₀ − Φ̄‖² is at most ``residual``, so that layers and models are compared at one
     residual; Φ̄ is the mean activation. An image ends earlier on a plateau (its least residual fell by less
-    than 1 % over the last quarter of its steps, of at least ``patience``), at the preset's most steps, or where a
-    value is not finite; its status says so, and the image of the least residual is kept.
+    than 1 % over the last quarter of its steps, of at least ``patience``), at the preset's most steps, or
+    where a value is not finite; its status says so, and the image of the least residual is kept.
 
-    The size of the images is the backbone's input size. Presets: ``preview`` is made for 64 px and ``standard``
-    for 128 px, both a network of four scales with 3 × 3 kernels; ``paper`` is that of Zhao et al. for 224 px
-    (cut from 256), six scales, learning rate 1e-3, 3,000 steps, which takes hours without an accelerator.
+    The size of the images is the backbone's input size: load it with the ``size=`` of the preset. ``preview``
+    is made for 64 px and ``standard`` for 128 px, both a pyramid of up to four scales with 3 × 3 kernels;
+    ``paper`` is that of Zhao et al. for 224 px (cut from 256): the skip network of six scales without a
+    sigmoid, learning rate 1e-3, 3,000 steps, which takes hours without an accelerator.
 
     Source: Zhao, Wu, Lau and Lin, What makes instance discrimination good for transfer learning? (ICLR 2021),
     section 3, and its published code; Mahendran and Vedaldi, Understanding Deep Image Representations by
@@ -187,14 +192,15 @@ def invert(
             in the image is left to the prior.
         mean: Φ̄ of ``mean_activation``, in the shape of one activation.
         preset: Its name, or one of your own.
-        prior: ``network``, ``fourier`` or ``pixels``; None takes that of the preset.
+        prior: ``pyramid``, ``network``, ``fourier`` or ``pixels``; None takes that of the preset.
         residual: Target.
         ids: (N,) names that, with the seed, fix where each image starts; None counts them.
         seed: Fixes the draw of the prior.
         steps: Steps at most; None takes those of the preset.
         batch: Images side by side.
         fused: Whether the fused forward pass may be taken where it is proven.
-        store: Folder of snapshots, from which an interrupted call goes on to the same result; None keeps none.
+        store: Folder of snapshots, from which an interrupted call goes on to the same result; None keeps
+            none.
         device: Where to compute; None chooses.
 
     Raises:
@@ -215,9 +221,9 @@ def invert(
     keep_freed_memory()
     folder = Path(store) if store is not None else None
     with one_thread() if place.device.type == "cpu" else nullcontext():
-        forward = TapForward(place, resolved, fused=fused)
         prepared = place.prepare(torch.from_numpy(np.ascontiguousarray(pixels)).to(place.device))
-        forward.check(prepared[:1])
+        forward = TapForward(place, resolved, prepared[:batch], fused=fused)
+        forward.check()
         parts = []
         with progress_bar(
             chosen.steps * len(pixels), f"Inverting {resolved} of {backbone.name}", "step"
@@ -247,7 +253,7 @@ def choose_preset(preset: str | Preset, prior: str | None, size: int, steps: int
         raise InputError(f"a prior among {', '.join(PRIORS)}", repr(prior), "Choose one")
     if made.steps < 1:
         raise InputError("at least one step", str(made.steps), f"{known.steps} is the default")
-    if made.prior == "network":
+    if made.prior in _NETWORKS:
         if not made.fixed:
             scales = max(1, min(len(made.channels), most_scales(size)))
             made = replace(made, channels=made.channels[:scales], kernels=made.kernels[:scales])
@@ -258,8 +264,9 @@ def choose_preset(preset: str | Preset, prior: str | None, size: int, steps: int
 def make_prior(preset: Preset, backbone: Backbone, ids: Sequence[str], seed: int) -> Prior:
     """Return the prior of a preset for some images, on the backbone's device."""
     facts, draws = backbone.preprocessing, image_streams(seed, ids)
-    if preset.prior == "network":
-        made: Prior = SkipNetwork(draws, facts.size, preset.channels, preset.kernels)
+    if preset.prior in _NETWORKS:
+        network = PyramidPrior if preset.prior == "pyramid" else SkipNetwork
+        made: Prior = network(draws, facts.size, preset.channels, preset.kernels)
         if backbone.device.type != "mps":
             made = made.to(memory_format=torch.channels_last)
     else:
@@ -308,12 +315,16 @@ class _Run:
     ) -> _Run:
         """Read the true activations and start, or go on where a snapshot says."""
         target = forward(images).detach()
+        if np.shape(mean) != tuple(target.shape[1:]):
+            raise InputError(
+                f"a mean activation of shape {tuple(target.shape[1:])}",
+                str(np.shape(mean)),
+                "Take it from `mean_activation` at the same tap",
+            )
         away = target - torch.from_numpy(np.asarray(mean, np.float32)).to(target.device)
-        if away.shape != target.shape:
-            raise InputError(f"a mean activation of shape {tuple(target.shape[1:])}", str(np.shape(mean)),
-                             "Take it from `mean_activation` at the same tap")  # fmt: skip
         spread = _squares(away)
-        if not bool(torch.isfinite(spread).all()) or not bool((spread > 0).all()):
+        # Of the mean itself, rounding leaves a little.
+        if not bool(torch.isfinite(spread).all()) or not bool((spread > ALIKE * _squares(target)).all()):
             raise NonFiniteFeatures(
                 "finite activations that differ from their mean",
                 f"NaN, infinity or no difference at {forward.tap}",
@@ -366,7 +377,7 @@ class _Run:
         images = self.prior()
         # r = ‖Φ(x̂) − Φ₀‖² / ‖Φ₀ − Φ̄‖², summed: the step of an image does not depend on how many there are
         residuals = _squares(self.forward(images) - self.target) / self.spread
-        residuals.sum().backward()
+        residuals.sum().backward()  # type: ignore[no-untyped-call]
         values = residuals.detach().double().cpu()
         self.step += 1
         for place, (row, value) in enumerate(zip(self.active, values.tolist(), strict=True)):
@@ -428,7 +439,7 @@ class _Run:
             "least": self.least,
             "found": self.found,
             "best": self.best,
-            "prior": [one.detach() for _, one in self.prior.tensors()],
+            "prior": [one.detach() for one in self.prior.tensors()],
             "adam": [dict(self.optimiser.state[one]) for one in self.prior.parameters()],
         }
         with replacing(path) as temporary:
@@ -442,7 +453,7 @@ class _Run:
         for name in ("step", "wall_s", "active", "statuses", "curves", "seconds", "least", "found", "best"):
             setattr(self, name, state[name])
         with torch.no_grad():
-            for (_, held), value in zip(self.prior.tensors(), state["prior"], strict=True):
+            for held, value in zip(self.prior.tensors(), state["prior"], strict=True):
                 held.copy_(value)
         for parameter, held in zip(self.prior.parameters(), state["adam"], strict=True):
             self.optimiser.state[parameter] = {

@@ -17,7 +17,7 @@ from torch.nn import functional
 from probekit.errors import InputError
 from probekit.seeds import random_stream
 
-PRIORS = ("network", "fourier", "pixels")
+PRIORS = ("pyramid", "network", "fourier", "pixels")
 SLOPE = 0.2
 # Channels of the noise a network starts from, and its largest value.
 NOISE_CHANNELS, NOISE = 32, 0.1
@@ -39,17 +39,14 @@ class Prior(nn.Module):
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with some of the images, in the order given."""
-        for name, held in self.tensors():
-            held.data = rows_of(held.data, self.count, rows)
-            if held.grad is not None:
-                held.grad = None
-            del name
+        for held in self.tensors():
+            held.data, held.grad = rows_of(held.data, self.count, rows), None
         self.count = len(rows)
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def tensors(self) -> Iterator[Tensor]:
         """Yield all parameters and buffers."""
-        yield from self.named_parameters()
-        yield from self.named_buffers()
+        yield from self.parameters()
+        yield from self.buffers()
 
 
 def rows_of(values: Tensor, count: int, rows: Sequence[int]) -> Tensor:
@@ -132,12 +129,8 @@ class SkipNetwork(Prior):
 
     def forward(self) -> Tensor:
         """Return (N, 3, size, size) normalised images."""
-        noise = self.get_buffer("noise")[None]
-        if noise.device.type != "mps":
-            noise = noise.contiguous(memory_format=torch.channels_last)
-        images = self.out(self._made(noise, 0)).reshape(self.count, 3, *noise.shape[2:])
-        cut = (noise.shape[2] - self.size) // 2
-        return images[:, :, cut : cut + self.size, cut : cut + self.size]
+        noise = _channels_last(self.get_buffer("noise"))
+        return _cut(self.out(self._made(noise, 0)).reshape(self.count, 3, *noise.shape[2:]), self.size)
 
     def _made(self, maps: Tensor, depth: int) -> Tensor:
         scale = self.levels[depth]
@@ -145,7 +138,8 @@ class SkipNetwork(Prior):
         below = scale.down(maps)
         if depth + 1 < len(self.levels):
             below = self._made(below, depth + 1)
-        return scale.up(_side_by_side(scale.skip(maps), _doubled(below), self.count))
+        made: Tensor = scale.up(_side_by_side(scale.skip(maps), _doubled(below), self.count))
+        return made
 
 
 class _Scale(nn.Module):
@@ -178,6 +172,67 @@ def _side_by_side(one: Tensor, other: Tensor, count: int) -> Tensor:
     height, width = one.shape[2:]
     parts = [maps.permute(0, 2, 3, 1).reshape(height, width, count, -1) for maps in (one, other)]
     return torch.cat(parts, dim=3).reshape(1, height, width, -1).permute(0, 3, 1, 2)
+
+
+class PyramidPrior(Prior):
+    """Learnt maps of every scale, joined from coarse to fine by convolutions that are learnt, too.
+
+    The half of ``SkipNetwork`` that goes up: what comes from below is doubled, joined with a few learnt maps
+    of this scale in place of skip connections, and convolved once. A step costs about half, and fewer of them
+    are needed, since nothing has to travel down first.
+
+    Args:
+        draws: A random stream an image.
+        size: Side of the images in pixels.
+        channels: Of each scale, the finest first.
+        kernels: Side of the convolutions of each scale.
+        learnt: Learnt maps of each scale.
+    """
+
+    def __init__(
+        self,
+        draws: list[np.random.Generator],
+        size: int,
+        channels: Sequence[int],
+        kernels: Sequence[int],
+        learnt: int = 4,
+    ) -> None:
+        super().__init__(len(draws))
+        self.size, scales = size, len(channels)
+        self.side = network_side(size, scales)
+        self.joins = nn.ModuleList()
+        self.maps = nn.ParameterList()
+        for depth, (made, kernel) in enumerate(zip(channels, kernels, strict=True)):
+            below = channels[depth + 1] if depth + 1 < scales else NOISE_CHANNELS
+            convolution = _Convolution(draws, below + learnt, made, kernel)
+            activation = nn.LeakyReLU(SLOPE, inplace=True)
+            self.joins.append(nn.Sequential(convolution, _Norm(len(draws), made), activation))
+            self.maps.append(_drawn_maps(draws, learnt, self.side >> depth))
+        self.base = _drawn_maps(draws, NOISE_CHANNELS, self.side >> scales)
+        self.out = _Convolution(draws, channels[0], 3, 1)
+
+    def forward(self) -> Tensor:
+        """Return (N, 3, size, size) normalised images."""
+        maps = _channels_last(self.base)
+        for join, own in zip(reversed(self.joins), reversed(self.maps), strict=True):
+            maps = join(_side_by_side(_doubled(maps), _channels_last(own), self.count))
+        return _cut(self.out(maps).reshape(self.count, 3, self.side, self.side), self.size)
+
+
+def _drawn_maps(draws: list[np.random.Generator], channels: int, side: int) -> nn.Parameter:
+    drawn = [one.random((channels, side, side), np.float32) - np.float32(0.5) for one in draws]
+    return nn.Parameter(torch.from_numpy(np.concatenate(drawn)))
+
+
+def _channels_last(maps: Tensor) -> Tensor:
+    """Return (C, H, W) maps as a batch of one, in the order of memory that is fastest where it is known."""
+    batch = maps[None]
+    return batch if maps.device.type == "mps" else batch.contiguous(memory_format=torch.channels_last)
+
+
+def _cut(images: Tensor, size: int) -> Tensor:
+    first = (images.shape[2] - size) // 2
+    return images[:, :, first : first + size, first : first + size]
 
 
 class FourierPrior(Prior):
@@ -263,7 +318,7 @@ def network_side(size: int, scales: int) -> int:
         >>> network_side(224, 6), network_side(64, 4), network_side(100, 3)
         (256, 64, 104)
     """
-    side = math.ceil(size / 2**scales) * 2**scales
+    side = math.ceil(size / 2**scales) * int(2**scales)
     if scales < 1 or scales > most_scales(side):
         raise InputError(
             f"images of more than {3 * 2**scales} pixels a side for a prior of {scales} scales", str(size),
