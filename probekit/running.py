@@ -66,6 +66,8 @@ SMOKE: dict[str, dict[str, Any]] = {
         "penalties": [1.0, 0.1, 0.01],
         "draws": 2,
         "steps": 20,
+        "shown": 2,
+        "residual": 0.5,
     },
     "attribute": {
         "permutations": 3,

@@ -14,7 +14,7 @@ def reconstruct(
     model: options.Models = None,
     data: options.Data = None,
     method: Annotated[
-        str | None, typer.Option(help="How it is read back: linear, decoder [default: linear].")
+        str | None, typer.Option(help="How it is read back: linear, decoder, inversion [default: linear].")
     ] = None,
     taps: options.Taps = None,
     out: options.Out = None,
@@ -30,10 +30,24 @@ def reconstruct(
         int | None, typer.Option(min=1, help="Features every tap is projected to [default: 256].")
     ] = None,
     draws: Annotated[
-        int | None, typer.Option(min=2, help="Trainings of the decoder behind each interval [default: 3].")
+        int | None,
+        typer.Option(min=1, help="Trainings of the decoder, or draws of an inversion's prior [default: 3]."),
     ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of each training of the decoder [default: 200].")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Of an inversion: preview, standard or paper [default: preview].")
+    ] = None,
+    prior: Annotated[
+        str | None,
+        typer.Option(help="Of an inversion: pyramid, network, fourier or pixels [default: the preset's]."),
+    ] = None,
+    shown: Annotated[
+        int | None, typer.Option(min=1, help="Test images that are inverted [default: 6].")
+    ] = None,
+    residual: Annotated[
+        float | None, typer.Option(help="Relative residual at which an inversion is done [default: 0.05].")
     ] = None,
     perceptual: Annotated[
         str | None,
@@ -72,6 +86,10 @@ def reconstruct(
         "width": width,
         "draws": draws,
         "steps": steps,
+        "preset": preset,
+        "prior": prior,
+        "shown": shown,
+        "residual": residual,
         "perceptual": perceptual,
         "seed": seed,
         "precision": precision,

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from probekit.errors import InputError, near_names
 from probekit.figures.curves import plot_depth, plot_few_shot, plot_strengths
+from probekit.figures.inversions import plot_error_maps, plot_inversions, plot_residuals
 from probekit.figures.layers import plot_layers
 from probekit.figures.matrices import plot_class_recall, plot_targets
 from probekit.figures.overlays import plot_cascade, plot_overlays
@@ -119,21 +120,40 @@ def draw_invariance(table: ResultTable) -> dict[str, Figure]:
 def draw_reconstruction(table: ResultTable) -> dict[str, Figure]:
     """Draw R² of pixels against depth by band, R² by place, and examples, by data set; scores of made images.
 
+    Of an inversion, draw made images, maps of their errors, scores against depth, residuals against steps.
+
     Returns:
         Name → figure; names serve as file names.
     """
     frame = table.frame[table.frame["value"].notna()]
     figures: dict[str, Figure] = {}
     for prefix, part in _by_data_set(table, frame):
-        figures[f"{prefix}depth-pixel_r2"] = plot_depth(part, "pixel_r2")
-        figures[f"{prefix}places-pixel_r2"] = plot_places(part)
-        figures |= {
-            f"{prefix}examples-{safe_name(model)}": plot_examples(part, model) for model in part.trained
-        }
-    for metric in ("ssim", "perceptual_distance", "background_ratio"):
+        known = set(part.frame.loc[part.frame["value"].notna(), "metric"])
+        if "pixel_r2" in known:
+            figures[f"{prefix}depth-pixel_r2"] = plot_depth(part, "pixel_r2")
+            figures[f"{prefix}places-pixel_r2"] = plot_places(part)
+            figures |= {
+                f"{prefix}examples-{safe_name(model)}": plot_examples(part, model) for model in part.trained
+            }
+        if "feature_residual" in known:
+            figures |= {f"{prefix}{name}": one for name, one in _draw_inversions(part).items()}
+    inverted = bool((frame["metric"] == "feature_residual").any())
+    for metric in ("perceptual_distance", "background_ratio", *(() if inverted else ("ssim",))):
         if bool((frame["metric"] == metric).any()):
             figures[f"depth-{metric}"] = plot_depth(table, metric)
     return figures
+
+
+def _draw_inversions(table: ResultTable) -> dict[str, Figure]:
+    """Draw the first image of an inversion, and every score that some tap has."""
+    figures = {
+        "inversions": plot_inversions(table),
+        "inversion-errors": plot_error_maps(table),
+        "inversion-residuals": plot_residuals(table),
+    }
+    known = set(table.frame.loc[table.frame["value"].notna(), "metric"])
+    scores = [one for one in ("image_r2", "psnr", "ssim") if one in known]
+    return figures | {f"depth-{metric}": plot_depth(table, metric) for metric in scores}
 
 
 def draw_pretraining(table: ResultTable) -> dict[str, Figure]:

@@ -47,7 +47,7 @@ def plot_places(table: ResultTable, *, data: str | None = None) -> Figure:
                 image = place.imshow(cells, cmap=colours, vmin=0, vmax=1)
                 place.set_title(style.plain(row["block"], 14), fontsize=7)
                 place.set_xlabel(f"R² {fixed(row['value'], 2)}", fontsize=7)
-                _bare(place)
+                bare(place)
             line[0].set_ylabel(style.plain(model, 18), fontsize=8)
         figure.colorbar(image, ax=grid.ravel().tolist(), shrink=0.6, label="R² of the cell")
         style.add_footer(figure, [f"{int(rows['n'].max())} test images", _size(cells)])
@@ -81,7 +81,7 @@ def plot_examples(table: ResultTable, model: str | None = None, *, data: str | N
         ):
             for place, picture in zip(line, pictures, strict=True):
                 place.imshow(picture, vmin=0, vmax=1)
-                _bare(place)
+                bare(place)
             line[0].set_ylabel(label, fontsize=7, rotation=0, ha="right", va="center")
         style.add_footer(figure, ["Test images, evenly spaced", _size(shown[0][0, 0])])
     return style.finish(figure, f"Test images, and what is read of them from each tap of {name}.")
@@ -103,7 +103,8 @@ def _size(cells: NDArray[np.float64]) -> str:
     return f"{cells.shape[0]} × {cells.shape[1]} cells of mean colour"
 
 
-def _bare(axes: Any) -> None:  # noqa: ANN401 - matplotlib's Axes
+def bare(axes: Any) -> None:  # noqa: ANN401 - matplotlib's Axes
+    """Take ticks and frame off a picture."""
     axes.set_xticks([])
     axes.set_yticks([])
     for side in axes.spines.values():

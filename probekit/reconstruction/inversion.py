@@ -199,8 +199,8 @@ def invert(
         steps: Steps at most; None takes those of the preset.
         batch: Images side by side.
         fused: Whether the fused forward pass may be taken where it is proven.
-        store: Folder of snapshots, from which an interrupted call goes on to the same result; None keeps
-            none.
+        store: Folder of snapshots: an interrupted call goes on to the same result, a finished one is found
+            again. None keeps none.
         device: Where to compute; None chooses.
 
     Raises:
@@ -351,7 +351,7 @@ class _Run:
         return run
 
     def finish(self, bar: Any) -> _Run:  # noqa: ANN401 - tqdm's class is generic at type-checking only
-        """Step until every image has ended; nothing is left of the snapshot."""
+        """Step until every image has ended; what is kept then is no more than the result."""
         total = self.preset.steps
         bar.update(sum(len(curve) if row in self.active else total for row, curve in enumerate(self.curves)))
         saved = time.monotonic()
@@ -368,7 +368,7 @@ class _Run:
                 self._save(self.snapshot)
                 saved = time.monotonic()
         if self.snapshot is not None:
-            self.snapshot.unlink(missing_ok=True)
+            self._save(self.snapshot)
         return self
 
     def take_step(self) -> None:
@@ -439,19 +439,24 @@ class _Run:
             "least": self.least,
             "found": self.found,
             "best": self.best,
-            "prior": [one.detach() for one in self.prior.tensors()],
-            "adam": [dict(self.optimiser.state[one]) for one in self.prior.parameters()],
+            "prior": [one.detach() for one in self.prior.tensors()] if self.active else [],
+            "adam": [dict(self.optimiser.state[one]) for one in self.prior.parameters()]
+            if self.active
+            else [],
         }
         with replacing(path) as temporary:
             torch.save(state, temporary)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        if len(state["active"]) < len(self.active):
+        for name in ("step", "wall_s", "statuses", "curves", "seconds", "least", "found", "best"):
+            setattr(self, name, state[name])
+        whole, self.active = len(self.active), state["active"]
+        if not self.active:
+            return
+        if len(self.active) < whole:
             self.prior.keep(state["active"])
             self.target, self.spread = self.target[state["active"]], self.spread[state["active"]]
             self._optimise()
-        for name in ("step", "wall_s", "active", "statuses", "curves", "seconds", "least", "found", "best"):
-            setattr(self, name, state[name])
         with torch.no_grad():
             for held, value in zip(self.prior.tensors(), state["prior"], strict=True):
                 held.copy_(value)

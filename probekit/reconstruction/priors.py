@@ -318,10 +318,11 @@ def network_side(size: int, scales: int) -> int:
         >>> network_side(224, 6), network_side(64, 4), network_side(100, 3)
         (256, 64, 104)
     """
-    side = math.ceil(size / 2**scales) * int(2**scales)
+    step = 1 << max(scales, 0)
+    side = -(-size // step) * step
     if scales < 1 or scales > most_scales(side):
         raise InputError(
-            f"images of more than {3 * 2**scales} pixels a side for a prior of {scales} scales", str(size),
+            f"images of more than {3 * step} pixels a side for a prior of {scales} scales", str(size),
             "Load the backbone with a larger `size=`, or choose the preset preview or standard",
         )  # fmt: skip
     return side

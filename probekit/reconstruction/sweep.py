@@ -15,6 +15,7 @@ from probekit.features.streaming import BATCH_SIZE
 from probekit.plan import live_reference
 from probekit.probes.protocol import PENALTIES, Protocol
 from probekit.reconstruction.decoding import Decoding, decode_set
+from probekit.reconstruction.inverting import RESIDUAL, SHOWN, Inverting, invert_taps
 from probekit.results.table import ResultTable
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from probekit.reconstruction.decoder import DecoderSettings
     from probekit.reconstruction.linear import DecodingSettings
 
-METHODS = ("linear", "decoder")
+METHODS = ("linear", "decoder", "inversion")
 
 
 def reconstruct(
@@ -36,6 +37,10 @@ def reconstruct(
     width: int = 256,
     draws: int = 3,
     steps: int = 200,
+    preset: str = "preview",
+    prior: str | None = None,
+    shown: int = SHOWN,
+    residual: float = RESIDUAL,
     perceptual: str | Backbone | None = None,
     random: int = 3,
     penalties: Sequence[float] = PENALTIES,
@@ -49,31 +54,43 @@ def reconstruct(
     store: str | Path | None = None,
     jobs: int = 1,
 ) -> ResultTable:
-    """Measure how much of the images can be read back from every tap, by a linear map or a small decoder.
+    """Measure how much of the images can be read back from every tap.
 
-    Maps and tokens are read as one grid of means, the same for all, projected at random to equally many
-    features. ``linear``: a ridge regression reads the image's 8 × 8 cells of mean colour. ``decoder``: a
-    small up-convolutional network, trained for a fixed number of steps, makes an image of 32 × 32 pixels.
-    Both give R² of all cells, of each band of spatial frequency, and cell by cell; the decoder's images are
-    also compared with the true ones. What is not read may still be there. Where there is no train or no test
-    split, a fifth of all images is held out; classes play no part.
+    ``linear`` and ``decoder`` read all test images: maps and tokens are read as one grid of means, the same for
+    all, projected at random to equally many features; then a ridge regression reads 8 × 8 cells of mean colour,
+    in seconds, or a small up-convolutional network, trained for a fixed number of steps, makes an image of 32 ×
+    32 pixels. Both give R² of all cells, of each band of spatial frequency, and cell by cell. Where there is no
+    train or no test split, a fifth of all images is held out; classes play no part.
+
+    ``inversion`` makes pictures of a few images, in minutes a tap: images that the layer does not tell from the
+    true ones, by a prior of images with weights of its own for each, until the activations are as near as
+    ``residual``; see ``probekit.reconstruction.inversion.invert``. Taps where images end above it are shown,
+    not ranked. The images have the size the backbones take: load them with ``size=64`` for ``preview``.
+
+    Made images are compared with the true ones. What is not read may still be there.
 
     Source: after Dosovitskiy and Brox, Inverting Visual Representations with Convolutional Networks (CVPR
-    2016).
+    2016); inversion as Zhao, Wu, Lau and Lin, What makes instance discrimination good for transfer learning?
+    (ICLR 2021), section 3.
 
     Args:
         models: One or several models, in the grammar ``[NAME=]ARCH:CHECKPOINT[,key=value…]`` or loaded. All
             take images of one size.
         data: One or several data sets, in the grammar of ``open_images`` or opened.
-        method: ``linear``, a linear map to 8 × 8 cells, or ``decoder``, a small network to 32 × 32 pixels.
-        taps: Paths, globs or presets of ``resolve_taps``, without readouts.
+        method: ``linear``, ``decoder`` or ``inversion``.
+        taps: Paths, globs or presets of ``resolve_taps``, without readouts; inversion takes a readout, too.
         regions: Images with masks or boxes, whose foreground and background are scored apart with the maps
-            fitted on each data set; None takes the test images of a data set that has them.
+            fitted on each data set; None takes the test images of a data set that has them. An inversion scores
+            those that it makes.
         width: Features that every tap is projected to; the narrowest tap bounds it.
-        draws: Trainings of the decoder behind each interval; its null is one more.
+        draws: Trainings of the decoder, or draws of the prior of an inversion, behind each interval.
         steps: Of each training of the decoder.
-        perceptual: A further network, ``NAME=ARCH:CHECKPOINT`` or loaded, in whose features the decoder's
-            images are compared with the true ones; it must be none of the models. None leaves that out.
+        preset: ``preview``, ``standard`` or ``paper``: prior, rate and steps of an inversion.
+        prior: ``pyramid``, ``network``, ``fourier`` or ``pixels``; None takes that of the preset.
+        shown: Test images that are inverted, evenly spaced.
+        residual: Relative residual of the activations at which an inversion is done.
+        perceptual: A further network, ``NAME=ARCH:CHECKPOINT`` or loaded, in whose features made images are
+            compared with the true ones; it must be none of the models. None leaves that out.
         random: Random draws of each architecture as controls; 0 leaves them out.
         penalties: Candidates for ½·penalty·‖W‖² of the linear map.
         permutations: Linear fits to permuted images behind each null.
@@ -88,9 +105,9 @@ def reconstruct(
 
     Returns:
         One table: ``pixel_r2`` with ``target`` ``all`` or the band of frequency, ``foreground_error``,
-        ``background_error`` and their ratio; of the decoder also ``psnr``, ``ssim``,
-        ``gradient_deviation``, ``image_r2`` and ``perceptual_distance``. Attached are R² by cell and by
-        image, and examples.
+        ``background_error`` and their ratio; of made images ``psnr``, ``ssim``, ``gradient_deviation``,
+        ``image_r2`` and ``perceptual_distance``, and of an inversion ``feature_residual``. Attached are R² by
+        cell and by image and examples, or true and made images, maps of errors and curves.
 
     Raises:
         ProbekitError: If a model, data set, tap or setting cannot be used.
@@ -108,10 +125,18 @@ def reconstruct(
         raise InputError("at least one feature to project to", str(width), "256 is the default")
     if perceptual is not None and method == "linear":
         raise InputError(
-            "a method that makes images beside `perceptual`", "linear", "Choose decoder, or leave it out"
+            "a method that makes images beside `perceptual`", "linear", "Choose decoder or inversion"
         )
+    inverting = Inverting(taps, preset, prior, shown, draws, residual, seed, device, jobs)
+    if method == "inversion":
+        inverting.check()
+        if regions is not None:
+            raise InputError(
+                "no `regions` beside an inversion", str(settings["regions"]),
+                "Name images with masks or boxes as data: those that are inverted are scored",
+            )  # fmt: skip
     chosen: DecodingSettings | DecoderSettings
-    if method == "linear":
+    if method != "decoder":
         from probekit.reconstruction.linear import DecodingSettings
 
         chosen = DecodingSettings(width, permutations, bootstrap_draws, tuple(penalties), seed)
@@ -135,7 +160,10 @@ def reconstruct(
     decoding = Decoding(method, taps, scored, chosen, read, network, jobs)
     tables, features = [], {}
     for images in comparison.sets:
-        found, features[images.name] = decode_set(comparison, images, decoding)
+        if method == "inversion":
+            found, features[images.name] = invert_taps(comparison, images, inverting, network)
+        else:
+            found, features[images.name] = decode_set(comparison, images, decoding)
         tables += found
     return comparison.join(tables, settings, features)
 
