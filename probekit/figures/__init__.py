@@ -11,6 +11,9 @@ from probekit.figures.drawing import draw_probe as draw_probe
 from probekit.figures.drawing import draw_reconstruction as draw_reconstruction
 from probekit.figures.drawing import draw_similarity as draw_similarity
 from probekit.figures.drawing import save_figures as save_figures
+from probekit.figures.inversions import plot_error_maps as plot_error_maps
+from probekit.figures.inversions import plot_inversions as plot_inversions
+from probekit.figures.inversions import plot_residuals as plot_residuals
 from probekit.figures.layers import plot_layers as plot_layers
 from probekit.figures.matrices import plot_class_recall as plot_class_recall
 from probekit.figures.matrices import plot_targets as plot_targets

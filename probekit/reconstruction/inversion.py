@@ -65,7 +65,7 @@ class Preset:
         channels: Of the scales of pyramid or network, the finest first.
         kernels: Side of the convolutions of each scale.
         fixed: Whether all scales are there or the image is refused; else only those the image has room for.
-        betas: Of Adam.
+        betas: Of Adam. With a long memory of gradients, residuals of deep layers swing (measured).
     """
 
     name: str
@@ -77,7 +77,7 @@ class Preset:
     channels: tuple[int, ...] = (16, 32, 64, 64)
     kernels: tuple[int, ...] = (3, 3, 3, 3)
     fixed: bool = False
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] = (0.5, 0.99)
 
     def facts(self) -> dict[str, Any]:
         """Return the settings as JSON values."""
@@ -93,7 +93,7 @@ PRESETS = {
         Preset("standard", 128, "pyramid", _RATES, steps=2000, patience=200),
         Preset(
             "paper", 224, "network", {**_RATES, "network": 1e-3}, steps=3000, patience=500,
-            channels=(16, 32, 64, 128, 128, 128), kernels=(7, 7, 5, 5, 3, 3), fixed=True,
+            channels=(16, 32, 64, 128, 128, 128), kernels=(7, 7, 5, 5, 3, 3), fixed=True, betas=(0.9, 0.999),
         ),
     )
 }  # fmt: skip
@@ -161,7 +161,7 @@ def invert(
     prior: str | None = None,
     residual: float = 0.05,
     ids: Sequence[str] | None = None,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     steps: int | None = None,
     batch: int = BATCH,
     fused: bool = True,
@@ -195,7 +195,7 @@ def invert(
         prior: ``pyramid``, ``network``, ``fourier`` or ``pixels``; None takes that of the preset.
         residual: Target.
         ids: (N,) names that, with the seed, fix where each image starts; None counts them.
-        seed: Fixes the draw of the prior.
+        seed: Fixes the draw of the prior; (N,) seeds draw for each image by its own.
         steps: Steps at most; None takes those of the preset.
         batch: Images side by side.
         fused: Whether the fused forward pass may be taken where it is proven.
@@ -216,6 +216,9 @@ def invert(
     if not len(pixels) or len(names) != len(pixels):
         raise InputError("at least one image, and an id for each", f"{len(pixels)} images, {len(names)} ids",
                          "Give an id an image")  # fmt: skip
+    seeds = [seed] * len(pixels) if isinstance(seed, int) else list(seed)
+    if len(seeds) != len(pixels):
+        raise InputError("a seed, or one an image", f"{len(seeds)} seeds", f"Give {len(pixels)}")
     place = backbone.to(choose_device(device))
     resolved = resolve_raw(place, tap)
     keep_freed_memory()
@@ -230,7 +233,9 @@ def invert(
         ) as bar:
             for first in range(0, len(pixels), batch):
                 rows = slice(first, first + batch)
-                run = _Run.begin(forward, prepared[rows], mean, chosen, residual, names[rows], seed, folder)
+                run = _Run.begin(
+                    forward, prepared[rows], mean, chosen, residual, names[rows], seeds[rows], folder
+                )
                 parts.append(run.finish(bar))
     return _joined(parts, chosen, forward, residual)
 
@@ -261,9 +266,9 @@ def choose_preset(preset: str | Preset, prior: str | None, size: int, steps: int
     return made
 
 
-def make_prior(preset: Preset, backbone: Backbone, ids: Sequence[str], seed: int) -> Prior:
+def make_prior(preset: Preset, backbone: Backbone, ids: Sequence[str], seeds: Sequence[int]) -> Prior:
     """Return the prior of a preset for some images, on the backbone's device."""
-    facts, draws = backbone.preprocessing, image_streams(seed, ids)
+    facts, draws = backbone.preprocessing, image_streams(seeds, ids)
     if preset.prior in _NETWORKS:
         network = PyramidPrior if preset.prior == "pyramid" else SkipNetwork
         made: Prior = network(draws, facts.size, preset.channels, preset.kernels)
@@ -310,7 +315,7 @@ class _Run:
         preset: Preset,
         residual: float,
         ids: Sequence[str],
-        seed: int,
+        seeds: Sequence[int],
         folder: Path | None,
     ) -> _Run:
         """Read the true activations and start, or go on where a snapshot says."""
@@ -333,7 +338,15 @@ class _Run:
         snapshot = None
         if folder is not None:
             backbone = forward.backbone
-            told = [FORMAT, backbone.weights, backbone.code, str(forward.tap), preset.facts(), residual, seed]
+            told = [
+                FORMAT,
+                backbone.weights,
+                backbone.code,
+                str(forward.tap),
+                preset.facts(),
+                residual,
+                list(seeds),
+            ]
             told += [list(ids), backbone.preprocessing.facts(), backbone.device.type, torch.__version__]
             told += [digest_bytes(one.detach().cpu().numpy().tobytes()) for one in (images, away)]
             snapshot = folder / f"{digest_json(told)[:32]}.pt"
@@ -341,7 +354,7 @@ class _Run:
             forward,
             target,
             spread,
-            make_prior(preset, forward.backbone, ids, seed),
+            make_prior(preset, forward.backbone, ids, seeds),
             preset,
             residual,
             snapshot,

@@ -23,7 +23,7 @@ from probekit.results.table import ResultTable
 
 if TYPE_CHECKING:
     from probekit.backbones.backbone import Backbone
-    from probekit.reconstruction.inversion import Inversions
+    from probekit.reconstruction.inversion import Inversions, Preset
 
 log = logging.getLogger(__name__)
 
@@ -76,13 +76,11 @@ class Inverting:
                 f"{SHOWN}, {DRAWS} and {RESIDUAL} are the defaults",
             )
 
-    def identity(self) -> list[Any]:
-        """Return what tells cells apart, as JSON values."""
+    def identity(self, presets: Mapping[str, Preset]) -> list[Any]:
+        """Return what tells cells apart, as JSON values: these settings, and what each preset is."""
         own = asdict(self)
-        return [
-            CELL_FORMAT,
-            *(own[name] for name in ("preset", "prior", "shown", "draws", "residual", "seed")),
-        ]
+        told = ("prior", "shown", "draws", "residual", "seed")
+        return [CELL_FORMAT, presets[self.preset].facts(), *(own[name] for name in told)]
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,7 @@ def invert_taps(
         InputError: If a setting cannot be used, or images are too small for the prior.
         TapError: If a tap cannot be read, or no gradient passes it.
     """
-    from probekit.reconstruction.inversion import choose_preset
+    from probekit.reconstruction.inversion import PRESETS, choose_preset
 
     asked.check()
     rows = shown_rows(images, asked.shown)
@@ -154,7 +152,7 @@ def invert_taps(
     }
     cell = _Cell(comparison, images, rows, asked, owners)
     tables = comparison.run_taps(
-        images, found, cell, asked.identity(), kind="inversions", seed=asked.seed, jobs=asked.jobs
+        images, found, cell, asked.identity(PRESETS), kind="inversions", seed=asked.seed, jobs=asked.jobs
     )
     return tables, found
 
@@ -188,60 +186,58 @@ def _inverted(backbone: Backbone, cell: _Cell, tap: str) -> ResultTable:
     preprocessing = backbone.preprocessing
     mean, behind = mean_activation(backbone, images, tap)
     pixels = np.stack([some.pixels(row, preprocessing) for row in range(len(some))])
-    draws = [
-        invert(
-            backbone, pixels, tap, mean, preset=asked.preset, prior=asked.prior, residual=asked.residual,
-            ids=some.ids.tolist(), seed=asked.seed + draw, store=cell.comparison.folder / "snapshots",
-            device=asked.device,
-        )
-        for draw in range(asked.draws)
-    ]  # fmt: skip
+    # All draws of all images in one call: the network is traced once.
+    count, ids = len(some), some.ids.tolist()
+    made = invert(
+        backbone, np.tile(pixels, (asked.draws, 1, 1, 1)), tap, mean, preset=asked.preset, prior=asked.prior,
+        residual=asked.residual, ids=ids * asked.draws,
+        seed=[asked.seed + draw for draw in range(asked.draws) for _ in range(count)],
+        store=cell.comparison.folder / "snapshots", device=asked.device,
+    )  # fmt: skip
+    images_of = made.made.reshape(asked.draws, count, *made.made.shape[1:])
+    residuals = made.residuals.reshape(asked.draws, count)
     target = foreground_target(some)
     inside = None if target is None else foreground(some, preprocessing, target, preprocessing.size)
-    made, true = np.stack([one.made for one in draws]), pixels / 255
     found = score_images(
-        made, true, ids=some.ids.tolist(), mean_image=_mean_image(images, preprocessing, behind),
+        images_of, pixels / 255, ids=ids, mean_image=_mean_image(images, preprocessing, behind),
         inside=inside, unit=UNIT, seed=asked.seed,
     )  # fmt: skip
-    status = _status(draws, asked.residual)
+    status = _status(made, asked.residual)
     told = {
-        "prior": draws[0].facts["preset"]["prior"], "preset": asked.preset, "target_residual": asked.residual,
-        "draws": asked.draws, "mean_of": behind, "engine": draws[0].facts["engine"],
-        "steps": float(np.mean([one.steps.mean() for one in draws])),
-        "seconds_per_image": sum(one.wall_s for one in draws) / (len(draws) * len(some)),
+        "prior": made.facts["preset"]["prior"], "preset": asked.preset, "target_residual": asked.residual,
+        "draws": asked.draws, "mean_of": behind, "engine": made.facts["engine"],
+        "steps": float(made.steps.mean()), "seconds_per_image": made.wall_s / len(made.steps),
     }  # fmt: skip
-    if not draws[0].facts["places"]:
+    if not made.facts["places"]:
         told["places"] = "none: where things are is left to the prior"
-    rows = [_residual_row(draws), *found.rows]
+    rows = [_residual_row(residuals), *found.rows]
     attachments: dict[str, Any] = {
         "pictures/true.npy": pixels,
-        "pictures/made.npy": (made * 255).round().astype(np.uint8),
+        "pictures/made.npy": (images_of * 255).round().astype(np.uint8),
         "maps/error.npy": found.error_maps.astype(np.float32),
-        "curves/residual.parquet": _curves(draws, some.ids),
-        "scores/images.parquet": found.scores.assign(
-            feature_residual=np.mean([one.residuals for one in draws], axis=0)
-        ),
+        "curves/residual.parquet": _curves(made, ids),
+        "scores/images.parquet": found.scores.assign(feature_residual=residuals.mean(axis=0)),
     }
     made_rows = [_unranked(row, status) | {"d": int(np.prod(mean.shape))} for row in rows]
     frame = rows_to_frame([row | {"params": dict(told) | row.get("params", {})} for row in made_rows])
     return ResultTable(frame, {"format": 1, "analysis": "reconstruct"}, attachments)
 
 
-def _residual_row(draws: Sequence[Inversions]) -> dict[str, Any]:
-    values = np.array([one.residuals.mean() for one in draws])
-    row: dict[str, Any] = {"metric": METRIC, "n": len(draws[0].residuals), "value": float(values.mean())}
+def _residual_row(residuals: NDArray[np.float64]) -> dict[str, Any]:
+    values = residuals.mean(axis=1)
+    row: dict[str, Any] = {"metric": METRIC, "n": residuals.shape[1], "value": float(values.mean())}
     row |= {"null": 1.0, "null_kind": "analytic, the mean activation"}
     low, high = t_interval(values)
     return row | ({"ci_low": low, "ci_high": high, "ci_kind": f"t,{UNIT}"} if np.isfinite(low) else {})
 
 
-def _status(draws: Sequence[Inversions], residual: float) -> str:
+def _status(made: Inversions, residual: float) -> str:
     """Return ``ok`` if every image of every draw reached the target, else what is to be said of all rows."""
-    ends = [status for one in draws for status in one.statuses]
+    ends = made.statuses
     above = [status for status in ends if status != OK]
     if not above:
         return OK
-    worst = max(float(one.residuals.max()) for one in draws)
+    worst = float(made.residuals.max())
     why = {"plateau": "a plateau", "stopped": "the most steps", "a value": "a value that is not finite"}
     reasons = dict.fromkeys(word for start, word in why.items() for one in above if one.startswith(start))
     return (
@@ -267,10 +263,7 @@ def _mean_image(images: ImageSet, preprocessing: Preprocessing, most: int) -> ND
     return np.asarray(total / (255 * len(rows)))
 
 
-def _curves(draws: Sequence[Inversions], ids: NDArray[Any]) -> pd.DataFrame:
-    names = np.asarray(ids).astype(str)
-    parts = [
-        one.curves.assign(draw=number, id=names[one.curves["image"].to_numpy()])
-        for number, one in enumerate(draws)
-    ]
-    return pd.concat(parts, ignore_index=True)[["id", "draw", "step", "wall_s", "residual"]]
+def _curves(made: Inversions, ids: Sequence[str]) -> pd.DataFrame:
+    number = made.curves["image"].to_numpy()
+    told = made.curves.assign(id=np.array(ids)[number % len(ids)], draw=number // len(ids))
+    return told[["id", "draw", "step", "wall_s", "residual"]]

@@ -338,6 +338,6 @@ def most_scales(size: int) -> int:
     return int(math.log2(size)) - 2
 
 
-def image_streams(seed: int, ids: Sequence[str]) -> list[np.random.Generator]:
+def image_streams(seeds: Sequence[int], ids: Sequence[str]) -> list[np.random.Generator]:
     """Return a random stream an image: alone or among others, an image starts alike."""
-    return [random_stream("prior of an image", seed, one) for one in ids]
+    return [random_stream("prior of an image", *both) for both in zip(seeds, ids, strict=True)]

@@ -23,7 +23,7 @@ NETWORKS = {"skip": SkipNetwork, "pyramid": PyramidPrior}
 
 
 def made(kind, ids, size=32, seed=0):
-    draws = image_streams(seed, ids)
+    draws = image_streams([seed] * len(ids), ids)
     if kind in NETWORKS:
         return NETWORKS[kind](draws, size, (4, 6, 8), (5, 3, 3))
     return {"fourier": FourierPrior, "pixels": PixelPrior}[kind](draws, size, MEAN, STD)
@@ -138,7 +138,7 @@ def test_images_too_small_for_the_scales_are_refused():
 
 
 def test_spectra_make_real_images_that_start_at_the_mean_colour():
-    draws = image_streams(0, [str(i) for i in range(20)])
+    draws = image_streams([0] * 20, [str(i) for i in range(20)])
     pixels = FourierPrior(draws, 32, MEAN, STD)().detach() * torch.tensor(STD).view(3, 1, 1)
     pixels += torch.tensor(MEAN).view(3, 1, 1)
     assert 0 <= float(pixels.min()) <= float(pixels.max()) <= 1

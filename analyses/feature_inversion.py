@@ -1,0 +1,228 @@
+"""What images does a layer not tell apart, and how fast can they be made?
+
+Two parts: images made from a low, a middle and a high layer of pretrained networks, all to one residual of
+the features, beside random networks; and a race to that residual against the published recipe in a plain
+loop.
+
+Source: Zhao, Wu, Lau and Lin, "What makes instance discrimination good for transfer learning?" (ICLR 2021),
+section 3, and its published code; Ulyanov, Vedaldi and Lempitsky, "Deep Image Prior" (CVPR 2018).
+
+Command: ``probekit run analyses/feature_inversion.py --out reports/feature_inversion``
+
+Minutes: not measured as a whole on a quiet machine; about 20 for the pictures and 90 for the race on two
+cores are foretold from single cells. Finished cells are kept and found again.
+
+Expected: residuals of 0.05 are reached at low layers by all networks, with PSNR falling with depth and far
+above that of other images at low layers only; random networks are inverted as well as trained ones at low
+layers. The race: at least twice as fast as the recipe at its better learning rate, at PSNR and SSIM not
+worse.
+
+Would falsify it: PSNR that rises with depth; a cell of the race where the preset is less than twice as fast,
+or its images are further from the true ones.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from speed_peers.racing import Facts, Method, race
+
+from probekit import ImageSet, Plan, ResultTable, load_backbone, open_images, reconstruct
+from probekit.compute import software_versions
+from probekit.files import append_line, cache_folder, digest_json, read_lines
+from probekit.progress import progress_bar
+from probekit.results.schema import LEVELS
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+PLAN = Plan(
+    "analyses/feature_inversion.py",
+    {
+        # "photographs": squares cut from the two sample images of scikit-learn, which are always at hand.
+        "data": "photographs",
+        "models": ["imagenet=tf_efficientnet_lite0:wheel,size=64"],
+        "taps": "levels",
+        "random": 1,
+        "shown": 6,
+        "draws": 3,
+        "residual": 0.05,
+        "preset": "preview",
+        "race": {
+            "models": [
+                "tf_efficientnet_lite0:wheel", "mobilenetv2_100:random", "resnet18:random", "resnet50:random",
+            ],
+            # Side in pixels, preset.
+            "sizes": [[64, "preview"], [128, "standard"]],
+            "levels": ["low", "mid", "high"],
+            "rates": [0.001, 0.003, 0.01],
+            "images": 4, "steps": 2000, "rounds": 1, "threads": 1, "budget_s": 3600,
+        },
+    },
+)  # fmt: skip
+CROP_PX, CROPS = 192, 12
+REFERENCE, SAME = "published recipe, rate {:g}", "probekit, the recipe's network, rate {:g}"
+PRESET = "probekit, preset"
+
+
+def run(plan: Plan) -> dict[str, ResultTable]:
+    """Make the images, then race; cells of both are kept in the cache folder."""
+    settings = dict(plan.settings)
+    racing = settings.pop("race")
+    word = settings.pop("data")
+    images = photographs() if word == "photographs" else open_images(word)
+    tables = {"inversions": reconstruct(data=images, method="inversion", **settings)}
+    if racing["models"]:
+        tables["race"] = _race(images, racing, settings["residual"])
+    return tables
+
+
+def photographs() -> ImageSet:
+    """Return squares of the two sample images of scikit-learn, evenly spaced."""
+    from sklearn.datasets import load_sample_images
+
+    squares = []
+    for photograph in load_sample_images().images:
+        height, width = photograph.shape[:2]
+        rows = np.linspace(0, height - CROP_PX, 3).round().astype(int)
+        columns = np.linspace(0, width - CROP_PX, CROPS // 3).round().astype(int)
+        squares += [photograph[row : row + CROP_PX, one : one + CROP_PX] for row in rows for one in columns]
+    pixels = np.stack(squares)
+    return ImageSet.from_arrays(
+        "photographs", pixels, np.arange(len(pixels)) // CROPS, np.full(len(pixels), "test")
+    )
+
+
+def _race(images: ImageSet, settings: Mapping[str, Any], residual: float) -> ResultTable:
+    cells = [
+        {"model": model, "size": size, "preset": preset, "level": level}
+        for model in settings["models"]
+        for size, preset in settings["sizes"]
+        for level in settings["levels"]
+    ]
+    kept = {name: value for name, value in settings.items() if name not in ("models", "sizes", "levels")}
+    common = {**kept, "residual": residual, "data": images.digest}
+    journal = (
+        cache_folder() / "inversion_race" / digest_json([common, software_versions()])[:16] / "cells.jsonl"
+    )
+    done = {line["key"]: line for line in read_lines(journal)}
+    rows: list[Facts] = []
+    with progress_bar(len(cells), "Racing", "cell") as bar:
+        for cell in cells:
+            key = digest_json(cell)
+            if key not in done:
+                done[key] = {"key": key, **_cell(images, cell, settings, residual)}
+                append_line(journal, done[key])
+            rows += _rows(cell, done[key], settings["images"])
+            bar.update(1)
+    return ResultTable.from_rows(rows, {"analysis": "race", "versions": software_versions()})
+
+
+def _cell(images: ImageSet, cell: Facts, settings: Mapping[str, Any], residual: float) -> Facts:
+    from probekit.reconstruction.inversion import mean_activation
+    from probekit.taps.layers import resolve_taps
+
+    model = f"{cell['model']},size={cell['size']}"
+    backbone = load_backbone(model)
+    tap = resolve_taps(backbone, "levels")[LEVELS.index(cell["level"])].path
+    mean, _ = mean_activation(backbone, images, f"{tap}|raw")
+    chosen = np.linspace(0, len(images) - 1, settings["images"]).round().astype(int)
+    pixels = np.stack([images.pixels(int(row), backbone.preprocessing) for row in chosen])
+    asks = {name: settings[name] for name in ("steps", "threads")}
+    asks |= {"model": model, "size": cell["size"], "preset": cell["preset"], "tap": tap}
+    asks |= {"residual": residual, "seed": 0}
+    methods = [Method(PRESET, "prior_probekit", {"same": False})]
+    for rate in settings["rates"]:
+        methods.append(Method(REFERENCE.format(rate), "prior_reference", {"rate": rate}))
+        methods.append(Method(SAME.format(rate), "prior_probekit", {"same": True, "rate": rate}))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "images.npz"
+        np.savez(path, pixels=pixels, mean=mean)
+        said = race(
+            methods, {**asks, "images": str(path)}, rounds=settings["rounds"], budget=settings["budget_s"]
+        )
+    return {"tap": tap, "said": said}
+
+
+def _rows(cell: Facts, found: Facts, count: int) -> Iterator[Facts]:
+    """Yield seconds, PSNR and SSIM of every method; seconds only where all images reached the residual."""
+    for name, answers in found["said"].items():
+        last = answers[-1]
+        row: Facts = {
+            "analysis": "race", "model": name, "arch": cell["model"], "tap": found["tap"],
+            "level": cell["level"], "data": f"{cell['size']} px", "n": count,
+        }  # fmt: skip
+        if "error" in last:
+            yield row | {"metric": "seconds", "status": last["error"]}
+            continue
+        told = {name: last[name] for name in ("steps", "residual", "reached")}
+        if last["reached"] < count:
+            status = (
+                f"{last['reached']} of {count} images reached the residual, the worst {last['residual']:.3g}"
+            )
+            yield row | {"metric": "seconds", "status": status, "params": told}
+            continue
+        seconds = [one["seconds"] for one in answers]
+        span = {"ci_low": min(seconds), "ci_high": max(seconds), "ci_kind": f"range,{len(seconds)}"}
+        yield row | {"metric": "seconds", "value": float(np.median(seconds)), "params": told, **span}
+        for metric in ("psnr", "ssim"):
+            yield row | {"metric": metric, "value": last[metric]}
+
+
+def draw(tables: dict[str, ResultTable]) -> dict[str, Figure]:
+    """Draw made images, errors, residuals, and the race."""
+    from probekit.figures import draw_reconstruction
+
+    figures = draw_reconstruction(tables["inversions"])
+    if "race" in tables:
+        figures["race"] = _draw_race(tables["race"].frame)
+    return figures
+
+
+def _draw_race(frame: pd.DataFrame) -> Figure:
+    from probekit.figures.style import COLOURS, finish, new_figure, styled
+
+    rows = frame[(frame["metric"] == "seconds") & frame["value"].notna()]
+    cells = list(rows[["data", "arch", "level"]].drop_duplicates().itertuples(index=False, name=None))
+    with styled():
+        figure = new_figure(6.4, 1.2 + 0.28 * len(cells))
+        axes = figure.subplots()
+        for place, cell in enumerate(cells):
+            own = rows[(rows["data"] == cell[0]) & (rows["arch"] == cell[1]) & (rows["level"] == cell[2])]
+            fastest = _fastest(own)
+            for name, colour in zip(fastest, COLOURS, strict=False):
+                axes.plot(fastest[name], place, "o", color=colour, label=None if place else name)
+        axes.set_yticks(
+            range(len(cells)), [f"{arch.split(':')[0]}, {level}, {data}" for data, arch, level in cells]
+        )
+        axes.set_ylim(len(cells) - 0.5, -0.5)
+        axes.set(xscale="log", xlabel="Seconds to the same residual, all images")
+        axes.legend(fontsize=7, frameon=False)
+    return finish(figure, "Seconds until every image has the residual; recipes at their fastest rate.")
+
+
+def _fastest(rows: pd.DataFrame) -> dict[str, float]:
+    """Return the least seconds of the recipe, of its network in probekit's loop, and of the preset."""
+    kinds: Sequence[tuple[str, str]] = (
+        ("published recipe", "published recipe"), ("probekit, same network", SAME.split(",")[1]),
+        ("probekit, preset", PRESET),
+    )  # fmt: skip
+    found = {name: rows.loc[rows["model"].str.contains(part, regex=False), "value"] for name, part in kinds}
+    return {name: float(values.min()) for name, values in found.items() if len(values)}
+
+
+def smoke(plan: Plan) -> Plan:
+    """Shrink to seconds: one control, two images, a coarse residual, one cell of the race."""
+    race_settings = {
+        **plan.settings["race"], "models": ["resnet10t:random"], "levels": ["low"],
+        "sizes": [[32, "preview"]],
+        "rates": [0.01], "images": 1, "steps": 200,
+    }  # fmt: skip
+    return plan.having(
+        models=["resnet10t:random,size=32"], random=1, shown=2, draws=2, residual=0.5, race=race_settings
+    )
