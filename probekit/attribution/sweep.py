@@ -96,8 +96,8 @@ def attribute(
             probe is fitted.
     """
     settings = stored_settings(locals())
+    from probekit.attribution.attributions import METHODS
     from probekit.attribution.cell import AttributionSettings
-    from probekit.attribution.methods import METHODS
 
     if method not in METHODS:
         raise InputError(f"a method among {', '.join(METHODS)}", repr(method), "probe_cam is the default")

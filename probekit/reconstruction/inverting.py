@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,12 +13,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from probekit.data.images import ImageSet
+from probekit.data.regions import region_target
 from probekit.data.transforms import Preprocessing
 from probekit.errors import InputError
-from probekit.features.comparison import Comparison
+from probekit.features.comparison import Body, Comparison
 from probekit.features.features import Features
 from probekit.functional.intervals import t_interval
-from probekit.reconstruction.pixels import foreground, foreground_target
+from probekit.reconstruction.pixels import foreground
 from probekit.results.schema import OK, rows_to_frame
 from probekit.results.table import ResultTable
 
@@ -88,31 +90,33 @@ class _Cell:
     """What computes a cell; it can be sent to another process.
 
     Attributes:
-        comparison: Loads the network.
         images: The data set.
         rows: (n,) which of its images are inverted.
         asked: Settings.
-        owners: (weights, tap) → model name.
+        bodies: Weights → how to open the network.
+        judge: A further network that compares made with true images, or None.
+        folder: Keeps snapshots.
         held: The network that was loaded last: the taps of a model follow each other.
     """
 
-    comparison: Comparison
     images: ImageSet
     rows: NDArray[np.intp]
     asked: Inverting
-    owners: Mapping[tuple[str, str], str]
+    bodies: Mapping[str, Body]
+    judge: Backbone | None
+    folder: Path
     held: dict[str, Backbone] = field(default_factory=dict)
 
     def __call__(self, features: Features) -> ResultTable:
-        name = self.owners[features.provenance["weights"], features.tap]
-        if name not in self.held:
+        weights = features.provenance["weights"]
+        if weights not in self.held:
             self.held.clear()
-            self.held[name] = self.comparison.load(name, self.images, self.asked.device)
-        return _inverted(self.held[name], self, features.tap)
+            self.held[weights] = self.bodies[weights].open()
+        return _inverted(self.held[weights], self, features.tap)
 
 
 def invert_taps(
-    comparison: Comparison, images: ImageSet, asked: Inverting
+    comparison: Comparison, images: ImageSet, asked: Inverting, judge: Backbone | None = None
 ) -> tuple[list[ResultTable], Found]:
     """Invert every tap of every model for a few images of one data set.
 
@@ -147,13 +151,13 @@ def invert_taps(
                 preset.name, preset.size, facts["size"], (facts["size"] / preset.size) ** 2, preset.size,
             )  # fmt: skip
             break
-    owners = {
-        (one.provenance["weights"], tap): name for name, own in found.items() for tap, one in own.items()
-    }
-    cell = _Cell(comparison, images, rows, asked, owners)
+    bodies = comparison.bodies(images, found, asked.device)
+    cell = _Cell(images, rows, asked, bodies, judge, comparison.folder / "snapshots")
+    told = "" if judge is None else [judge.weights, judge.code, judge.preprocessing.facts()]
     tables = comparison.run_taps(
-        images, found, cell, asked.identity(PRESETS), kind="inversions", seed=asked.seed, jobs=asked.jobs
-    )
+        images, found, cell, [*asked.identity(PRESETS), told], kind="inversions", seed=asked.seed,
+        jobs=asked.jobs,
+    )  # fmt: skip
     return tables, found
 
 
@@ -180,6 +184,7 @@ def _raw(taps: str | Sequence[str]) -> list[str]:
 def _inverted(backbone: Backbone, cell: _Cell, tap: str) -> ResultTable:
     from probekit.reconstruction.inversion import invert, mean_activation
     from probekit.reconstruction.likeness import score_images
+    from probekit.reconstruction.perceptual import judge_by
 
     asked, images = cell.asked, cell.images
     some = images.select(cell.rows)
@@ -192,15 +197,16 @@ def _inverted(backbone: Backbone, cell: _Cell, tap: str) -> ResultTable:
         backbone, np.tile(pixels, (asked.draws, 1, 1, 1)), tap, mean, preset=asked.preset, prior=asked.prior,
         residual=asked.residual, ids=ids * asked.draws,
         seed=[asked.seed + draw for draw in range(asked.draws) for _ in range(count)],
-        store=cell.comparison.folder / "snapshots", device=asked.device,
+        store=cell.folder, device=asked.device,
     )  # fmt: skip
     images_of = made.made.reshape(asked.draws, count, *made.made.shape[1:])
     residuals = made.residuals.reshape(asked.draws, count)
-    target = foreground_target(some)
+    target = region_target(some)
     inside = None if target is None else foreground(some, preprocessing, target, preprocessing.size)
     found = score_images(
         images_of, pixels / 255, ids=ids, mean_image=_mean_image(images, preprocessing, behind),
-        inside=inside, unit=UNIT, seed=asked.seed,
+        inside=inside, perceptual=None if cell.judge is None else judge_by(cell.judge), unit=UNIT,
+        seed=asked.seed,
     )  # fmt: skip
     status = _status(made, asked.residual)
     told = {

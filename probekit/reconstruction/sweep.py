@@ -56,14 +56,14 @@ def reconstruct(
 ) -> ResultTable:
     """Measure how much of the images can be read back from every tap.
 
-    ``linear`` and ``decoder`` read all test images: maps and tokens are read as one grid of means, the same for
-    all, projected at random to equally many features; then a ridge regression reads 8 × 8 cells of mean colour,
-    in seconds, or a small up-convolutional network, trained for a fixed number of steps, makes an image of 32 ×
-    32 pixels. Both give R² of all cells, of each band of spatial frequency, and cell by cell. Where there is no
-    train or no test split, a fifth of all images is held out; classes play no part.
+    ``linear`` and ``decoder`` read all test images: maps and tokens are read as one grid of means, the same
+    for all, projected at random to equally many features; then a ridge regression reads 8 × 8 cells of mean
+    colour, in seconds, or a small up-convolutional network, trained for a fixed number of steps, makes an
+    image of 32 × 32 pixels. Both give R² of all cells, of each band of spatial frequency, and cell by cell.
+    Where there is no train or no test split, a fifth of all images is held out; classes play no part.
 
-    ``inversion`` makes pictures of a few images, in minutes a tap: images that the layer does not tell from the
-    true ones, by a prior of images with weights of its own for each, until the activations are as near as
+    ``inversion`` makes pictures of a few images, in minutes a tap: images that the layer does not tell from
+    the true ones, by a prior of images with weights of its own for each, until the activations are as near as
     ``residual``; see ``probekit.reconstruction.inversion.invert``. Taps where images end above it are shown,
     not ranked. The images have the size the backbones take: load them with ``size=64`` for ``preview``.
 
@@ -80,8 +80,8 @@ def reconstruct(
         method: ``linear``, ``decoder`` or ``inversion``.
         taps: Paths, globs or presets of ``resolve_taps``, without readouts; inversion takes a readout, too.
         regions: Images with masks or boxes, whose foreground and background are scored apart with the maps
-            fitted on each data set; None takes the test images of a data set that has them. An inversion scores
-            those that it makes.
+            fitted on each data set; None takes the test images of a data set that has them. An inversion
+            scores those that it makes.
         width: Features that every tap is projected to; the narrowest tap bounds it.
         draws: Trainings of the decoder, or draws of the prior of an inversion, behind each interval.
         steps: Of each training of the decoder.
