@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 # Changes whenever a stored cell would no longer hold what the code computes.
 CELL_FORMAT = 1
 _MAPS = ("NCHW", "NHWC")
+# Maps show the direction of weights, which a strong penalty leaves close to zero: fits go further than scores
+# need.
+GAP = 1e-6
 
 
 def attribute(
@@ -111,6 +114,7 @@ def attribute(
         bootstrap_draws=bootstrap_draws,
         neighbours=0,
         shots=(),
+        gap=GAP,
         seed=seed,
     )
     chosen = AttributionSettings(protocol, method, float(tolerance_px), cascade, batch_size)

@@ -83,7 +83,7 @@ def fit_classes(
         np.concatenate([fitting[None], fitting[orders]]),
         [choice.penalty] * (1 + len(orders)),
         n_classes=target.n_classes,
-        gap=[protocol.gap] + [max(NULL_GAP, protocol.gap)] * len(orders),
+        gap=[protocol.gap] + [_null_gap(protocol, keep_null)] * len(orders),
     )
     final, null = together.at([0]), together.at(range(1, 1 + len(orders)))
     return LinearFit(
@@ -136,7 +136,7 @@ def fit_labels(
 
     fitting = labels[roles.fitting]
     final = fit_sigmoid(data.refit.fit, fitting, [choice.penalty], gap=protocol.gap)
-    weights, intercepts = _null_of_labels(data, fitting, choice.penalty, protocol, name)
+    weights, intercepts = _null_of_labels(data, fitting, choice.penalty, protocol, name, keep_null)
     null_logits = data.refit.score.astype(np.float64) @ weights + intercepts[:, None, :]
     return LinearFit(
         final.weights[0],
@@ -158,7 +158,12 @@ def probe_labels(data: TapData, name: str, target: Target, protocol: Protocol) -
 
 
 def _null_of_labels(
-    data: TapData, labels: NDArray[np.bool_], penalty: float, protocol: Protocol, name: str
+    data: TapData,
+    labels: NDArray[np.bool_],
+    penalty: float,
+    protocol: Protocol,
+    name: str,
+    keep_null: bool,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return (B, D, C) weights and (B, C) intercepts of probes of permuted (n, C) labels, fitted at once."""
     orders = permute_rows(len(labels), protocol.permutations, seed=protocol.seed, name=name)
@@ -166,9 +171,18 @@ def _null_of_labels(
     if not len(orders):
         return np.empty((0, width, count)), np.empty((0, count))
     permuted = labels[orders].transpose(1, 0, 2).reshape(len(labels), -1)
-    null = fit_sigmoid(data.refit.fit, permuted, [penalty], gap=NULL_GAP)
+    null = fit_sigmoid(data.refit.fit, permuted, [penalty], gap=_null_gap(protocol, keep_null))
     weights = null.weights[0].reshape(width, len(orders), count).transpose(1, 0, 2)
     return weights, null.intercepts[0].reshape(len(orders), count)
+
+
+def _null_gap(protocol: Protocol, kept: bool) -> float:
+    """Return how well permuted fits are solved: weights that are looked at as well as the probe.
+
+    With little to gain, weights of zero are within a wide gap: scores hardly differ, but nothing is left of
+    where such a probe looks.
+    """
+    return protocol.gap if kept else max(NULL_GAP, protocol.gap)
 
 
 def _params(choice: Any, penalties: NDArray[np.float64], path: Any, data: TapData) -> dict[str, Any]:  # noqa: ANN401

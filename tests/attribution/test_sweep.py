@@ -14,13 +14,14 @@ from torch import nn
 import probekit
 from probekit import Backbone, ImageSet, Preprocessing, ResultTable
 from probekit.attribution import sweep
-from probekit.attribution.cascading import likeness, spearman
+from probekit.attribution.cascading import _other_images, likeness, spearman
 from probekit.attribution.maps import enlarge
 from probekit.attribution.marked import METRICS
 from probekit.data.targets import Target
 from probekit.errors import DataError, InputError
 from probekit.figures import draw_attribution
 from probekit.functional import energy_inside, pointing_game
+from probekit.probes.protocol import Protocol
 from tests.attribution.spots import PIXELS, QUICK, SIDE, seeing, several, spots
 from tests.data.test_regions import masked
 from tests.features.conftest import images as plain_images
@@ -162,8 +163,19 @@ def test_resets_above_the_tap_are_not_rows_and_those_below_are(tmp_path: Path):
     params = [json.loads(text) for text in rows["params"]]
     assert [one["reset"] for one in params] == ["layer2.0", "layer1.0", "maxpool"]
     assert [one["reset_depth"] for one in params] == [0.5, 0.25, 0.0]
-    assert rows["null"].notna().all()
+    # Of new pairings: the mean over B of them, none of which is the pairing itself.
+    assert set(rows["null_kind"]) == {"permuted,3"}
+    assert (rows["null_low"] < rows["null_high"]).all()
+    assert (rows["null"] != rows["value"]).all()
     assert (rows["value"] < 1).all()
+
+
+def test_no_image_is_paired_with_itself():
+    partners = _other_images(7, Protocol(permutations=20))
+    assert partners.shape == (20, 7)
+    assert (np.sort(partners, axis=1) == np.arange(7)).all()
+    assert (partners != np.arange(7)).all()
+    assert _other_images(1, Protocol()).shape == (0, 1)
 
 
 def test_likeness_of_maps_has_its_closed_forms():

@@ -11,8 +11,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, log_loss
 
 from probekit.data.targets import Target
+from probekit.functional import fit_sigmoid, fit_softmax
 from probekit.probes import linear, racing
-from probekit.probes.linear import fit_classes, probe_classes, probe_labels
+from probekit.probes.controls import permute_rows
+from probekit.probes.linear import fit_classes, fit_labels, probe_classes, probe_labels
 from probekit.results.fitted import Probe
 from tests.probes.conftest import QUICK, gaussians, tap_data
 
@@ -158,3 +160,26 @@ def test_labels_are_read_where_they_are_planted_and_not_elsewhere():
     assert found["value"] > 0.95 > found["null_high"]
     assert lost["ci_low"] < lost["null_high"] + 0.1
     assert lost["value"] < 0.65
+
+
+@pytest.mark.parametrize("penalties", [(0.1,), (10.0,)])
+@pytest.mark.parametrize("kind", ["class", "multilabel"])
+def test_kept_nulls_are_the_probes_of_permuted_targets(kind: str, penalties: tuple[float, ...]):
+    features, labels = gaussians(d=5)
+    values = labels if kind == "class" else np.stack([labels == 0, labels > 0, labels == 1], axis=1)
+    target = Target(values, kind, ("a", "b", "c"))
+    data, protocol = tap_data(features), replace(QUICK, penalties=penalties, gap=1e-7, permutations=3)
+    fit = (fit_classes if kind == "class" else fit_labels)(data, target, protocol, "t", keep_null=True)
+    fitting = values[data.roles.fitting]
+    orders = permute_rows(len(fitting), 3, seed=protocol.seed, name="t")
+    for order, weights, intercept, logits in zip(
+        orders, fit.null_weights, fit.null_intercepts, fit.null_logits, strict=True
+    ):
+        if kind == "class":
+            own = fit_softmax(data.refit.fit, fitting[order], penalties, n_classes=3, gap=1e-9)
+        else:
+            own = fit_sigmoid(data.refit.fit, fitting[order], penalties, gap=1e-9)
+        assert np.linalg.norm(weights) > 0
+        np.testing.assert_allclose(weights, own.weights[0], atol=0.02 * np.abs(own.weights[0]).max())
+        np.testing.assert_allclose(logits, data.refit.score @ weights + intercept, atol=1e-5)
+    assert not fit_classes(*(data, Target(labels, "class", ("a", "b", "c")), QUICK, "t")).null_weights.size
