@@ -10,7 +10,7 @@ from torch import nn
 
 from probekit import Backbone, load_backbone, record
 from probekit.errors import FusionImpossible
-from probekit.features.fusion import fuse
+from probekit.features.fusion import fuse, fuse_with_gradients
 from probekit.features.trial import _proven, relative_errors
 from probekit.taps.layers import resolve_taps
 
@@ -265,3 +265,36 @@ def test_padding_that_is_no_zero_or_is_read_stays():
         backbone = Backbone.from_module(net)
         assert max(both(backbone, words, noise(16)).values()) <= 1e-5
         assert "pad" in operations(backbone, words, noise(16))
+
+
+class _InPlace(nn.Module):
+    """A residual block whose activations work in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.act = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(True)
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        found = self.norm(self.conv(maps))
+        found += maps
+        return self.act(found)
+
+
+def test_gradients_of_the_fused_pass_are_those_of_the_hooked_one():
+    torch.manual_seed(0)
+    stem = [nn.Conv2d(3, 8, 3, stride=2, bias=False), nn.BatchNorm2d(8), nn.ReLU6(inplace=True)]
+    backbone = settled(nn.Sequential(*stem, _InPlace(), _InPlace()))
+    (tap,) = resolve_taps(backbone, ["3|raw"])
+    fused = fuse_with_gradients(backbone, tap, noise(32))
+    # The graph takes fewer images than it was traced with.
+    for count in (4, 1):
+        found = []
+        with record(backbone, [tap], gradients=True) as run:
+            for forward in (fused, lambda batch: run(batch)[tap]):
+                batch = noise(32, count).requires_grad_()
+                value = forward(batch)
+                (gradient,) = torch.autograd.grad(value.square().sum(), batch)
+                found.append((value.detach(), gradient))
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert not any(one.requires_grad for one in backbone.module.parameters())

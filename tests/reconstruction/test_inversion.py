@@ -121,6 +121,7 @@ def test_images_that_end_early_leave_the_others_as_they_would_be(photographs):
         np.testing.assert_allclose(own.made[0], loose.made[number], atol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prior", ["pyramid", "network", "fourier"])
 def test_an_interrupted_run_goes_on_to_the_same_bytes(photographs, tmp_path, monkeypatch, prior):
     settings = {"residual": 0.12, "steps": 100, "prior": prior}
