@@ -160,7 +160,7 @@ def _rows(cell: Facts, found: Facts, count: int) -> Iterator[Facts]:
         if "error" in last:
             yield row | {"metric": "seconds", "status": last["error"]}
             continue
-        told = {name: last[name] for name in ("steps", "residual", "reached")}
+        told = {name: last[name] for name in ("steps", "residual", "reached", "cpu_s")}
         if last["reached"] < count:
             status = (
                 f"{last['reached']} of {count} images reached the residual, the worst {last['residual']:.3g}"
