@@ -47,6 +47,13 @@ def test_a_crop_of_the_whole_image_only_resizes():
     torch.testing.assert_close(views, expected, atol=1e-5, rtol=0)
 
 
+def test_a_flipped_crop_is_the_mirror_image_of_the_crop():
+    crop = {"crop": (0.3, 0.8)}
+    plain, mirrored = (augment(PIXELS, Augmentation(flip=flip, **crop), 16, 5) for flip in (0.0, 1.0))
+    torch.testing.assert_close(mirrored, plain.flip(3), atol=1e-5, rtol=0)
+    assert float((mirrored - plain).abs().max()) > 0.1
+
+
 def test_crops_are_those_of_torchvision():
     """A crop at whole pixels, resized bilinearly, is torchvision's resized_crop."""
     ramp = torch.arange(24.0)
