@@ -54,14 +54,23 @@ PLAN = Plan(
         "residual": 0.05,
         "preset": "preview",
         "race": {
-            "models": [
-                "tf_efficientnet_lite0:wheel", "mobilenetv2_100:random", "resnet18:random", "resnet50:random",
+            # Network, side in pixels, preset, level.
+            "cells": [
+                ["tf_efficientnet_lite0:wheel", 64, "preview", "low"],
+                ["tf_efficientnet_lite0:wheel", 64, "preview", "mid"],
+                ["tf_efficientnet_lite0:wheel", 64, "preview", "high"],
+                ["mobilenetv2_100:random", 64, "preview", "low"],
+                ["mobilenetv2_100:random", 64, "preview", "mid"],
+                ["mobilenetv2_100:random", 64, "preview", "high"],
+                ["resnet18:random", 64, "preview", "low"],
+                ["resnet18:random", 64, "preview", "mid"],
+                ["resnet18:random", 64, "preview", "high"],
+                ["tf_efficientnet_lite0:wheel", 128, "standard", "low"],
+                ["tf_efficientnet_lite0:wheel", 128, "standard", "mid"],
+                ["resnet18:random", 128, "standard", "mid"],
             ],
-            # Side in pixels, preset.
-            "sizes": [[64, "preview"], [128, "standard"]],
-            "levels": ["low", "mid", "high"],
-            "rates": [0.001, 0.003, 0.01],
-            "images": 4, "steps": 2000, "rounds": 1, "threads": 1, "budget_s": 3600,
+            "rates": [0.003, 0.01],
+            "images": 2, "steps": 800, "rounds": 1, "threads": 1, "budget_s": 3600,
         },
     },
 )  # fmt: skip
@@ -77,7 +86,7 @@ def run(plan: Plan) -> dict[str, ResultTable]:
     word = settings.pop("data")
     images = photographs() if word == "photographs" else open_images(word)
     tables = {"inversions": reconstruct(data=images, method="inversion", **settings)}
-    if racing["models"]:
+    if racing["cells"]:
         tables["race"] = _race(images, racing, settings["residual"])
     return tables
 
@@ -99,13 +108,9 @@ def photographs() -> ImageSet:
 
 
 def _race(images: ImageSet, settings: Mapping[str, Any], residual: float) -> ResultTable:
-    cells = [
-        {"model": model, "size": size, "preset": preset, "level": level}
-        for model in settings["models"]
-        for size, preset in settings["sizes"]
-        for level in settings["levels"]
-    ]
-    kept = {name: value for name, value in settings.items() if name not in ("models", "sizes", "levels")}
+    names = ("model", "size", "preset", "level")
+    cells = [dict(zip(names, cell, strict=True)) for cell in settings["cells"]]
+    kept = {name: value for name, value in settings.items() if name != "cells"}
     common = {**kept, "residual": residual, "data": images.digest}
     journal = (
         cache_folder() / "inversion_race" / digest_json([common, software_versions()])[:16] / "cells.jsonl"
@@ -218,11 +223,8 @@ def _fastest(rows: pd.DataFrame) -> dict[str, float]:
 
 def smoke(plan: Plan) -> Plan:
     """Shrink to seconds: one control, two images, a coarse residual, one cell of the race."""
-    race_settings = {
-        **plan.settings["race"], "models": ["resnet10t:random"], "levels": ["low"],
-        "sizes": [[32, "preview"]],
-        "rates": [0.01], "images": 1, "steps": 200,
-    }  # fmt: skip
+    racing = {**plan.settings["race"], "rates": [0.01], "images": 1, "steps": 200}
+    racing["cells"] = [["resnet10t:random", 32, "preview", "low"]]
     return plan.having(
-        models=["resnet10t:random,size=32"], random=1, shown=2, draws=2, residual=0.5, race=race_settings
+        models=["resnet10t:random,size=32"], random=1, shown=2, draws=2, residual=0.5, race=racing
     )
