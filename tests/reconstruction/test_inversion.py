@@ -158,7 +158,10 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(photographs, tmp_path, mon
 def test_a_plateau_and_the_most_steps_are_told_apart(photographs):
     few = started(photographs, residual=1e-6, steps=12)
     assert all(one.startswith("stopped by the most steps, 12, at residual") for one in few.statuses)
-    # A rate that moves nothing is a plateau after twice the patience.
+    # What still falls after twice the patience is no plateau.
+    falling = started(photographs, residual=1e-6)
+    assert all(one.startswith("stopped by the most steps, 60") for one in falling.statuses)
+    # A rate that moves nothing is one.
     still = replace(QUICK, rate=dict.fromkeys(QUICK.rate, 1e-12))
     backbone = network()
     mean, _ = mean_activation(backbone, photographs, "4")
