@@ -81,8 +81,8 @@ def spearman(one: Maps, other: Maps) -> Array:
     """Return rank correlations of two maps an image: (N, h, w) twice → (N,), NaN where one is constant.
 
     Examples:
-        >>> map_ = np.array([[[1.0, 2.0], [3.0, 9.0]]], np.float32)
-        >>> spearman(map_, map_**3).tolist(), spearman(map_, -map_).tolist()
+        >>> one = np.array([[[1.0, 2.0], [3.0, 9.0]]], np.float32)
+        >>> spearman(one, one**3).round(6).tolist(), spearman(one, -one).round(6).tolist()
         ([1.0], [-1.0])
     """
     from scipy.stats import rankdata
