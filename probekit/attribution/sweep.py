@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from probekit.attribution.attributions import METHODS
 from probekit.attribution.marked import find_pairs, find_targets, mark_pairs
 from probekit.data.images import ImageSet
 from probekit.data.kept import kept_pixels
