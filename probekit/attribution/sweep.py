@@ -100,7 +100,6 @@ def attribute(
             probe is fitted.
     """
     settings = stored_settings(locals())
-    from probekit.attribution.attributions import METHODS
     from probekit.attribution.cell import AttributionSettings
 
     if method not in METHODS:
