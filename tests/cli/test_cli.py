@@ -31,7 +31,9 @@ def invoke(*words: str) -> str:
     return result.output
 
 
-@pytest.mark.parametrize("verb", ["layers", "extract", "probe", "attribute", "report", "run", "demo"])
+@pytest.mark.parametrize(
+    "verb", ["layers", "extract", "probe", "pretrain", "attribute", "report", "run", "demo"]
+)
 def test_help_has_an_example(verb: str):
     assert f"Example: probekit {verb}" in invoke(verb, "--help")
 
