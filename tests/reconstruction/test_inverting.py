@@ -49,12 +49,19 @@ def test_every_model_and_tap_has_scores_at_one_residual(tmp_path: Path):
     params = json.loads(first["params"])
     assert params["mean_of"] == 40
     assert params["target_residual"] == 0.3
-    place = f"{table.frame['data'].iloc[0]}/small/3_raw"
     (made,) = [one for name, one in table.attachments.items() if name.startswith("pictures/") and
                "small/3" in name and name.endswith("made.npy")]  # fmt: skip
     assert made.shape == (2, 2, SIDE, SIDE, 3)
     assert made.dtype == np.uint8
-    assert place
+    # Curves and scores speak of the same images: the least residual of each, mean over draws.
+    (curves,) = [one for name, one in table.attachments.items() if name.startswith("curves/") and
+                 "small/3" in name]  # fmt: skip
+    (scores,) = [one for name, one in table.attachments.items() if name.startswith("scores/") and
+                 "small/3" in name]  # fmt: skip
+    least = curves.groupby(["id", "draw"])["residual"].min()
+    assert least.groupby("draw").size().tolist() == [2, 2]
+    found = least.groupby("id").mean().loc[scores["id"]].to_numpy()
+    np.testing.assert_allclose(found, scores["feature_residual"], rtol=1e-6)
     figures = draw_reconstruction(table)
     assert {"inversions", "inversion-errors", "inversion-residuals", "depth-psnr"} <= set(figures)
     table.write(tmp_path / "table")
