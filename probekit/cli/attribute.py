@@ -25,8 +25,8 @@ def attribute(
     method: Annotated[
         str | None,
         typer.Option(
-            help="How maps are made: probe_cam, or by gradients or occlusion, as integrated_gradients "
-            "[default: probe_cam]."
+            help="How maps are made: probe_cam, exactly; grad_cam, integrated_gradients, deep_lift, "
+            "guided_backprop, saliency or occlusion, towards the pixels [default: probe_cam]."
         ),
     ] = None,
     images: Annotated[
