@@ -156,9 +156,11 @@ def _mean(frame: pd.DataFrame, arm: str, rung: str, target: str | None) -> float
 def smoke(plan: Plan) -> Plan:
     """Shrink to seconds: two rungs, a few images and steps."""
     return plan.having(
-        data="shapeworld/source,train=200,test=60",
-        transfer="shapeworld/unseen,train=100,test=50",
+        data="shapeworld/source,train=120,test=40",
+        transfer="shapeworld/unseen,train=60,test=40",
+        arms=["moco-v2"],
         rungs=["f", "frcgb"],
+        targets=["class", "x"],
         epochs=2,
         batch_size=32,
         queue=64,

@@ -81,9 +81,10 @@ def smoke(plan: Plan) -> Plan:
     """Shrink to seconds: one control, a few images, few permutations and steps."""
     return plan.having(
         data=["shapeworld/source,train=200,test=60"],
-        models=["resnet10t:random,size=128"],
+        models=["resnet10t:random,size=64"],
+        taps=["layer1", "layer4"],
         random=1,
         permutations=3,
         draws=2,
-        steps=20,
+        steps=10,
     )

@@ -69,9 +69,10 @@ def draw(tables: dict[str, ResultTable]) -> dict[str, Figure]:
 def smoke(plan: Plan) -> Plan:
     """Shrink to seconds: one control, a few images, few permutations."""
     return plan.having(
-        data=["shapeworld/source,train=200,test=60,annotations=masks"],
+        data=["shapeworld/source,train=100,test=40,annotations=masks"],
         models=["resnet10t:random,size=64"],
-        images=20,
+        taps=["layer2", "layer3"],
+        images=10,
         random=1,
         permutations=2,
         penalties=[1.0, 0.1, 0.01],

@@ -54,7 +54,7 @@ def build_narrow(depth: int, width: int, stride: int, num_classes: int = 1000) -
     Examples:
         >>> module = build_narrow(10, 16, 2, 20)
         >>> module.fc.in_features, sum(one.numel() for one in module.parameters()) // 1000
-        (128, 308)
+        (128, 310)
     """
     block, stages = STAGES[depth]
     module = ResNet(block, list(stages), num_classes=num_classes)

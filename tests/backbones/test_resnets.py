@@ -70,7 +70,21 @@ def test_every_name_builds_and_is_none_of_timms():
         assert isinstance(last, nn.Linear)
         assert last.out_features == 7
     assert not set(CIFAR) & set(WIDE)
-    assert {18, 34, 50, 101, 152, 200} == set(STAGES)
+    assert {10, 18, 34, 50, 101, 152, 200} == set(STAGES)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "strides"), [("resnet10_w16", 48, 16), ("resnet18_w16_cifar", 32, 8)]
+)
+def test_narrow_ones_are_as_wide_and_deep_as_they_say(name: str, size: int, strides: int):
+    module = build(name, 5).eval()
+    maps = []
+    module.layer4.register_forward_hook(lambda _module, _inputs, output: maps.append(output))
+    assert module(torch.zeros(2, 3, size, size)).shape == (2, 5)
+    assert maps[0].shape == (2, 128, size // strides, size // strides)
+    assert module.conv1.out_channels == 16
+    blocks = sum(len(getattr(module, f"layer{place}")) for place in (1, 2, 3, 4))
+    assert 2 * blocks + 2 == int(name.partition("_")[0].removeprefix("resnet"))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
