@@ -58,7 +58,10 @@ PLAN = Plan(
 
 def run(plan: Plan) -> dict[str, ResultTable]:
     """Score maps of probes at the end of every level."""
-    return {"attribute": attribute(**plan.settings)}
+    table = attribute(**plan.settings)
+    # Fitted probes are not what this asks for, and would be a quarter of the report.
+    kept = {key: value for key, value in table.attachments.items() if not key.startswith("probes/")}
+    return {"attribute": ResultTable(table.frame, table.provenance, kept)}
 
 
 def draw(tables: dict[str, ResultTable]) -> dict[str, Figure]:
