@@ -19,8 +19,8 @@ some colour, 13.5, 11.2 and 22.0; of the high layers only the ResNet's reaches t
 end on a plateau at 0.07 and are not ranked. Random networks are harder to invert than trained ones: only one
 of nine taps reaches the residual. The race: the preset needs a quarter to a fifteenth of the processor's
 time of the published recipe, the recipe's own network in probekit's loop two fifths to all of it. But at the
-same residual the preset's images are 1 to 3 dB further from the true ones than the recipe's in five of eight
-cells (nearer in the others, by up to 1.2 dB), so that the race is won on time and not on likeness.
+same residual the preset's images are 1 to 4 dB further from the true ones than the recipe's in six of eight
+cells (nearer at two middle layers, by about 1 dB): the race is won on time and not on likeness.
 
 Would falsify it: PSNR that rises with depth; a cell of the race where the preset is less than twice as fast,
 or its images are further from the true ones.
