@@ -5,9 +5,8 @@ Letters as in ``objectives``; G parts of a batch, each normalised by itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from probekit.backbones.architectures import seeded
+from probekit.backbones.backbone import copy_module
 from probekit.compute import rank
 from probekit.errors import InputError, near_names
 from probekit.pretraining import objectives
@@ -26,10 +26,7 @@ from probekit.pretraining.networks import (
     last_map,
     put_head,
 )
-from probekit.training.loop import Learner, copied
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from probekit.training.loop import Learner
 
 
 @dataclass(frozen=True)
@@ -217,7 +214,7 @@ class MomentumContrast(Pretraining):
     def __init__(self, arm: Arm, setup: Setup, seed: int) -> None:
         super().__init__(arm, setup, seed, EMBEDDING)
         self.seed = seed
-        self.key_net = copied(self.net)
+        self.key_net = copy_module(self.net).requires_grad_(False)
         draws = torch.Generator().manual_seed(seed)
         queue = F.normalize(torch.randn(setup.queue, EMBEDDING, generator=draws), dim=1)
         self.register_buffer("queue", queue)

@@ -57,6 +57,21 @@ def training_pixels(images: ImageSet, size: int, folder: Path) -> Iterator[NDArr
         place.unlink(missing_ok=True)
 
 
+def check_batch(batch_size: int, groups: int, count: int) -> None:
+    """Refuse batches that cannot be made of so many images.
+
+    Raises:
+        InputError: If a group would have one image, groups would differ, or there are fewer images.
+    """
+    if batch_size < 2 * groups or batch_size % groups:
+        raise InputError(
+            f"batches of at least two images for each of {groups} groups, and a multiple of that",
+            str(batch_size), "256 images in 2 groups is the default",
+        )  # fmt: skip
+    if count < batch_size:
+        raise InputError(f"at least one batch of {batch_size} images", str(count), "Lower batch_size")
+
+
 @dataclass(frozen=True, eq=False)
 class TwoViews:
     """The batches of one training, by step.
@@ -81,17 +96,6 @@ class TwoViews:
     groups: int
     seed: int
     device: torch.device
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 2 * self.groups or self.batch_size % self.groups:
-            raise InputError(
-                f"batches of at least two images for each of {self.groups} groups, and a multiple of that",
-                str(self.batch_size), "256 images in 2 groups is the default",
-            )  # fmt: skip
-        if len(self.pixels) < self.batch_size:
-            raise InputError(
-                f"at least one batch of {self.batch_size} images", str(len(self.pixels)), "Lower batch_size"
-            )
 
     @property
     def steps_an_epoch(self) -> int:

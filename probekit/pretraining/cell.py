@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,19 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from probekit.backbones.backbone import Backbone
 from probekit.compute import rank
+from probekit.data.images import ImageSet
 from probekit.data.transforms import Preprocessing
+from probekit.features.streaming import stream
 from probekit.functional.neighbours import vote_neighbours
 from probekit.functional.softmax_regression import fit_softmax
-from probekit.pretraining.arms import Arm, Pretraining, Setup, build_learner
-from probekit.pretraining.batches import TwoViews, normalised
+from probekit.functional.standardise import standardisation
+from probekit.pretraining.arms import Arm, Pretraining, Setup, Views, build_learner
+from probekit.pretraining.batches import TwoViews
 from probekit.pretraining.checkpoints import write_checkpoint
-from probekit.taps.trace import eval_mode
+from probekit.taps.layers import resolve_taps
 from probekit.training.loop import METRICS, SNAPSHOT_S, Journal, train
 from probekit.training.optimisers import Optimisation
 
@@ -32,7 +35,11 @@ WATCHED = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 NEIGHBOURS = 20
 # Of the linear probe that learning rates are chosen by.
 PENALTIES = (0.1, 0.01, 1e-3, 1e-4)
+# Steps behind a measured time of a step.
+TIMED = 12
 FINAL = "final.pth"
+
+Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,16 +47,14 @@ class Held:
     """Images of the pretraining set that a monitor looks at, without augmentation.
 
     Attributes:
-        bank: (N, S, S, 3) training images whose neighbours vote.
-        bank_labels: (N,) their classes.
-        queries: (M, S, S, 3) images held out.
-        query_labels: (M,) their classes.
+        bank: Training images whose neighbours vote.
+        queries: Images held out.
+        target: Name of their class target.
     """
 
-    bank: NDArray[np.uint8]
-    bank_labels: NDArray[np.int64]
-    queries: NDArray[np.uint8]
-    query_labels: NDArray[np.int64]
+    bank: ImageSet
+    queries: ImageSet
+    target: str
 
 
 @dataclass(frozen=True)
@@ -105,8 +110,7 @@ def train_arm(
         OSError: If the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    learner = build_learner(training.arm, training.setup, training.seed)
-    learner.to(views.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    learner = _learner(training, views.device)
     steps = training.optimisation.steps
     journal = Journal[Any](
         folder,
@@ -138,13 +142,28 @@ def read_metrics(folder: Path) -> pd.DataFrame:
     return pd.DataFrame([json.loads(line) for line in text.splitlines()])
 
 
+def seconds_a_step(training: Training, views: TwoViews) -> float:
+    """Return the median seconds of a step, views and all, of an arm that runs alone.
+
+    As many steps as count go before them.
+    """
+    began: list[float] = []
+
+    def timed(step: int) -> Views:
+        began.append(time.perf_counter())
+        return views(step % views.steps_an_epoch)
+
+    optimisation = replace(training.optimisation, steps=2 * TIMED + 1, warmup=0)
+    train(_learner(training, views.device), timed, optimisation, Journal(), precision=training.precision)
+    return float(np.median(np.diff(began)[TIMED:]))
+
+
 def ask_neighbours(learner: Pretraining, held: Held, preprocessing: Preprocessing) -> dict[str, float]:
     """Return the share of held-out images whose nearest training images name their class."""
-    bank, queries = (features(learner, pixels, preprocessing) for pixels in (held.bank, held.queries))
-    classes = int(max(held.bank_labels.max(), held.query_labels.max())) + 1
+    bank, labels, queries, truth = _read(learner, held, preprocessing)
     k = min(NEIGHBOURS, len(bank))
-    scores = vote_neighbours(bank, held.bank_labels, queries, k=k, n_classes=classes)
-    return {"knn_accuracy": float((scores.argmax(axis=1) == held.query_labels).mean())}
+    scores = vote_neighbours(bank, labels, queries, k=k, n_classes=learner.setup.classes)
+    return {"knn_accuracy": float((scores.argmax(axis=1) == truth).mean())}
 
 
 def ask_linear(learner: Pretraining, held: Held, preprocessing: Preprocessing) -> float:
@@ -152,28 +171,29 @@ def ask_linear(learner: Pretraining, held: Held, preprocessing: Preprocessing) -
 
     The probe is fitted to the bank, at the best of a few penalties.
     """
-    bank, queries = (features(learner, pixels, preprocessing) for pixels in (held.bank, held.queries))
-    mean, scale = bank.mean(axis=0), np.maximum(bank.std(axis=0), 1e-6)
-    path = fit_softmax(
-        (bank - mean) / scale, held.bank_labels, PENALTIES, n_classes=learner.setup.classes, gap=1e-3
-    )
+    bank, labels, queries, truth = _read(learner, held, preprocessing)
+    mean, scale, _ = standardisation(bank)
+    path = fit_softmax((bank - mean) / scale, labels, PENALTIES, n_classes=learner.setup.classes, gap=1e-3)
     named = path.logits((queries - mean) / scale).argmax(axis=2)
-    return float((named == held.query_labels).mean(axis=1).max())
+    return float((named == truth).mean(axis=1).max())
 
 
-def features(
-    learner: Pretraining, pixels: NDArray[np.uint8], preprocessing: Preprocessing
-) -> NDArray[np.float32]:
-    """Return (N, D) what comes into the head, in eval mode, of images without augmentation."""
-    found: list[Tensor] = []
-    head = learner.net.get_submodule(learner.classifier)
-    device = next(learner.parameters()).device
-    handle = head.register_forward_pre_hook(lambda _m, inputs: found.append(inputs[0].float().cpu()))
-    try:
-        with torch.no_grad(), eval_mode(learner.net):
-            for first in range(0, len(pixels), 256):
-                part = torch.from_numpy(pixels[first : first + 256]).to(device)
-                learner.net(normalised(part.permute(0, 3, 1, 2).float() / 255, preprocessing))
-    finally:
-        handle.remove()
-    return torch.cat(found).flatten(1).numpy()
+def _learner(training: Training, device: torch.device) -> Pretraining:
+    learner = build_learner(training.arm, training.setup, training.seed)
+    learner.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return learner
+
+
+def _read(
+    learner: Pretraining, held: Held, preprocessing: Preprocessing
+) -> tuple[Array, NDArray[np.int64], Array, NDArray[np.int64]]:
+    """Return what comes into the head, and the classes, of the bank and of the queries."""
+    backbone = Backbone.from_module(
+        learner.net, preprocessing=preprocessing, classifier=learner.classifier
+    ).to(next(learner.parameters()).device)
+    (tap,) = resolve_taps(backbone, "penultimate")
+    found: list[Any] = []
+    for images in (held.bank, held.queries):
+        rows = [values[tap] for _, values in stream(backbone, images, [tap])]
+        found += [np.concatenate(rows), np.asarray(images.targets[held.target].values, np.int64)]
+    return found[0], found[1], found[2], found[3]

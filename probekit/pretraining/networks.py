@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probekit.backbones.architectures import build, classifier_paths, seeded
+from probekit.backbones.backbone import Backbone
+from probekit.data.transforms import Preprocessing
 from probekit.errors import InputError
+from probekit.taps.layers import resolve_taps, tap_facts
 
 # Length of an embedding that is contrasted.
 EMBEDDING = 128
@@ -67,32 +70,17 @@ _HEADS: Mapping[str, Callable[[int, int], nn.Module]] = {
 
 
 def last_map(module: nn.Module, size: int) -> tuple[str, int, int]:
-    """Return path, channels and side of the last map of a network that has more than one place.
+    """Return path, channels and side of the last stage of a network that has more than one place.
 
     Raises:
         InputError: If there is none.
     """
-    found: list[tuple[str, int, int]] = []
-
-    def hook(path: str) -> Any:  # noqa: ANN401 - torch's own type of a hook
-        def keep(_module: nn.Module, _inputs: object, output: object) -> None:
-            if isinstance(output, Tensor) and output.dim() == 4 and min(output.shape[2:]) > 1:
-                found.append((path, output.shape[1], output.shape[2]))
-
-        return keep
-
-    handles = [one.register_forward_hook(hook(path)) for path, one in module.named_modules() if path]
-    before = module.training
-    try:
-        with torch.no_grad():
-            module.eval()(torch.zeros(1, 3, size, size))
-    finally:
-        module.train(before)
-        for handle in handles:
-            handle.remove()
-    if not found:
-        raise InputError("a network with maps", "none in it", "The autoencoder needs a convolutional network")
-    return found[-1]
+    backbone = Backbone.from_module(module, preprocessing=Preprocessing(size, size))
+    for tap in reversed(resolve_taps(backbone, "stages")):
+        facts = tap_facts(backbone, tap)
+        if facts["layout"] == "NCHW" and min(facts["shape"][1:]) > 1:
+            return tap.path, facts["shape"][0], facts["shape"][1]
+    raise InputError("a network with maps", "none in it", "The autoencoder needs a convolutional network")
 
 
 class ImageDecoder(nn.Module):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -31,16 +32,17 @@ log = logging.getLogger(__name__)
 Batch = TypeVar("Batch")
 SNAPSHOT, METRICS = "snapshot.pt", "metrics.jsonl"
 SNAPSHOT_S = 60.0
+PRECISIONS = ("float32", "bfloat16")
 # Lines of the journal of metrics, over the whole training.
 LINES = 200
 
 
-class Learner(nn.Module, Generic[Batch]):
+class Learner(nn.Module, ABC, Generic[Batch]):
     """What the loop trains: a module that says its loss of a batch."""
 
+    @abstractmethod
     def forward(self, batch: Batch) -> Tensor:
         """Return the mean loss of this process's part of the batch."""
-        raise NotImplementedError
 
     def after_step(self) -> None:
         """Change what no gradient changes, once the weights have moved."""
@@ -59,6 +61,7 @@ class Journal(Generic[Batch]):
         snapshot_s: Seconds between snapshots.
         seed: Fixes what a module draws by itself, such as dropout.
         unit: Images a step, for throughput.
+        label: What the progress bar says.
     """
 
     folder: Path | None = None
@@ -70,7 +73,6 @@ class Journal(Generic[Batch]):
     seed: int = 0
     unit: int = 1
     label: str = "Training"
-    lines: int = field(default=LINES)
 
 
 def train(
@@ -98,15 +100,16 @@ def train(
         InputError: If the snapshot is damaged, or not of this training.
         OSError: If the disk is full; the snapshot before stays.
     """
-    if precision not in ("float32", "bfloat16"):
-        raise InputError("the precision float32 or bfloat16", repr(precision), "float32 is the default")
+    if precision not in PRECISIONS:
+        raise InputError(f"a precision among {', '.join(PRECISIONS)}", repr(precision), "Choose one")
     device = next(learner.parameters()).device
     optimiser = optimisation.build(learner)
     average = _Average(learner, optimisation.ema)
     first = _resume(learner, optimiser, average, journal, device)
     whole = _in_parallel(learner)
     own = rank()[0] == 0
-    every = max(1, optimisation.steps // journal.lines)
+    every = max(1, optimisation.steps // LINES)
+    mixed = partial(torch.autocast, device.type, torch.bfloat16, precision == "bfloat16")
     if first == 0 and own:
         _keep(journal, 0)
         _say(journal, 0, {}, learner)
@@ -116,50 +119,54 @@ def train(
     with progress_bar(optimisation.steps, journal.label, "step") as bar:
         bar.update(first)
         for step in range(first, optimisation.steps):
-            rate = optimisation.rate(step)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            with (
-                _seeded(journal.seed, step),
-                torch.autocast(device.type, torch.bfloat16, precision != "float32"),
-            ):
+            with _seeded(journal.seed, step), mixed():
                 loss = whole(batches(step))
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise TrainingDiverged(
-                    "a finite loss", f"{value} at step {step}",
-                    f"Lower the learning rate of {optimisation.lr:g}, or warm up for longer",
-                )  # fmt: skip
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            norm = nn.utils.clip_grad_norm_(
-                [one for one in learner.parameters() if one.requires_grad], optimisation.clip or math.inf
-            )
-            optimiser.step()
+            values = _move(learner, loss, optimiser, optimisation, step)
             learner.after_step()
             average.update()
             done = step + 1
             waited += 1
-            bar.set_postfix(loss=f"{value:.3f}", refresh=False)
+            bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
             bar.update()
             if not own:
                 continue
-            watched = done in journal.watch or done == optimisation.steps
+            last = done == optimisation.steps
+            watched = done in journal.watch or last
             if done % every == 0 or watched:
                 now = time.monotonic()
-                values = {"loss": value, "gradient_norm": float(norm), "lr": rate}
                 values["images_per_s"] = waited * journal.unit / max(now - began, 1e-9)
                 _say(journal, done, values, learner if watched else None)
                 began, waited = time.monotonic(), 0
-            if done in journal.keep:
-                _keep(journal, done)
-            if journal.folder is not None and (
-                time.monotonic() - saved > journal.snapshot_s or done == optimisation.steps
-            ):
+            _keep(journal, done)
+            if journal.folder is not None and (time.monotonic() - saved > journal.snapshot_s or last):
                 write_snapshot(journal.folder / SNAPSHOT, _state(learner, optimiser, average, done))
                 saved = time.monotonic()
     average.apply()
     learner.eval()
+
+
+def _move(
+    learner: nn.Module, loss: Tensor, optimiser: torch.optim.Optimizer, optimisation: Optimisation, step: int
+) -> dict[str, float]:
+    """Take the step that lowers a loss; return the loss, the norm of its gradient and the learning rate.
+
+    Raises:
+        TrainingDiverged: If the loss is NaN or infinite; then nothing moves.
+    """
+    value, rate = float(loss.detach()), optimisation.rate(step)
+    if not math.isfinite(value):
+        raise TrainingDiverged(
+            "a finite loss", f"{value} at step {step}",
+            f"Lower the learning rate of {optimisation.lr:g}, or warm up for longer",
+        )  # fmt: skip
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    trained = [one for one in learner.parameters() if one.requires_grad]
+    norm = nn.utils.clip_grad_norm_(trained, optimisation.clip or math.inf)
+    optimiser.step()
+    return {"loss": value, "gradient_norm": float(norm), "lr": rate}
 
 
 class _Average:
@@ -278,8 +285,3 @@ def _seeded(seed: int, step: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(named_seed("training", seed, step, rank()[0]))
         yield
-
-
-def copied(module: nn.Module) -> nn.Module:
-    """Return a copy of a module that no gradient reaches."""
-    return copy.deepcopy(module).requires_grad_(False)

@@ -16,7 +16,7 @@ from probekit.data.transforms import Preprocessing
 from probekit.errors import InputError, TrainingDiverged
 from probekit.figures import draw_pretraining
 from probekit.plan import Plan
-from probekit.pretraining import cell, sweep
+from probekit.pretraining import trainings
 from probekit.pretraining.batches import TwoViews, training_pixels
 from probekit.results.table import ResultTable
 from probekit.running import execute
@@ -83,7 +83,7 @@ def test_step_0_of_a_seed_is_the_same_for_all_arms(tmp_path: Path):
 @pytest.mark.slow
 def test_a_second_call_trains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     one = probekit.pretrain("ce", coloured(), store=tmp_path, **QUICK)
-    monkeypatch.setattr(cell, "train_arm", lambda *_args, **_rest: pytest.fail("trained again"))
+    monkeypatch.setattr(trainings, "train_arm", lambda *_args, **_rest: pytest.fail("trained again"))
     two = probekit.pretrain("ce", coloured(), store=tmp_path, **QUICK)
     assert one.frame.equals(two.frame)
 
@@ -93,14 +93,14 @@ def test_of_several_rates_each_arm_gets_that_which_is_read_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     best = {"ce": 0.02, "moco-v2": 0.05}
-    original = cell.train_arm
+    original = trainings.train_arm
 
     def told(training, *rest, **more):
         facts = original(training, *rest, **more)
         facts["val_accuracy"] = 1.0 if training.optimisation.lr == best[training.arm.name] else 0.2
         return facts
 
-    monkeypatch.setattr(cell, "train_arm", told)
+    monkeypatch.setattr(trainings, "train_arm", told)
     table = probekit.pretrain(["ce", "moco-v2"], coloured(), lr=[0.01, 0.02, 0.05], store=tmp_path, **QUICK)
     rows = table.frame[table.frame["metric"] == "pretraining_loss"]
     found = {one["arm"]: one["lr"] for one in map(json.loads, rows["params"])}
@@ -112,7 +112,7 @@ def test_at_equal_time_slower_arms_have_fewer_steps_of_a_whole_schedule(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     seconds = {"ce": 0.1, "moco-v2": 0.2}
-    monkeypatch.setattr(sweep, "_seconds_a_step", lambda training, _views: seconds[training.arm.name])
+    monkeypatch.setattr(trainings, "seconds_a_step", lambda training, _views: seconds[training.arm.name])
     table = probekit.pretrain(
         ["ce", "moco-v2"], coloured(), budget="time", store=tmp_path, **(QUICK | {"epochs": 2})
     )

@@ -225,7 +225,7 @@ def test_settings_that_cannot_be_are_refused(given: dict[str, object], message: 
 
 
 def test_an_unknown_precision_is_refused():
-    with pytest.raises(InputError, match="float32 or bfloat16"):
+    with pytest.raises(InputError, match="a precision among float32, bfloat16"):
         train(Line(), batches, PLAN, Journal(), precision="float8")
 
 
