@@ -16,7 +16,7 @@ from probekit.data.transforms import Preprocessing
 from probekit.errors import InputError, TrainingDiverged
 from probekit.figures import draw_pretraining
 from probekit.plan import Plan
-from probekit.pretraining import trainings
+from probekit.pretraining import sweep, trainings
 from probekit.pretraining.batches import TwoViews, training_pixels
 from probekit.results.table import ResultTable
 from probekit.running import execute
@@ -236,3 +236,28 @@ def test_larger_images_are_kept_larger_and_files_are_gone(tmp_path: Path, monkey
         assert pixels.shape == (6, 48, 48, 3)
         assert np.array_equal(pixels[2], coloured(6).pixels(2, Preprocessing(48, 48)))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_checkpoints_are_probed_with_the_preprocessing_they_were_trained_with(tmp_path: Path):
+    """MoCo's own evaluation has other means than timm has for this architecture."""
+    table = probekit.pretrain("moco-v2", coloured(60), arch="test_efficientnet", store=tmp_path, **QUICK)
+    facts = table.provenance["models"]["moco-v2 seed 0"]["preprocessing"]
+    assert facts == probekit.load_backbone("test_efficientnet", "random").preprocessing.facts()
+
+
+@pytest.mark.slow
+def test_a_table_names_no_place_of_this_machine(tmp_path: Path):
+    table = probekit.pretrain("ce", coloured(), store=tmp_path, **QUICK)
+    assert str(tmp_path) not in json.dumps(table.provenance)
+    assert table.provenance["models"]["ce seed 0"]["spec"] == "resnet10_w16:checkpoints/ce/seed-0.pth"
+    assert "checkpoints/ce/seed-0.pth" in table.attachments
+
+
+def test_a_dry_run_keeps_nothing(cache_of_its_own: Path):
+    data = "shapeworld/source,train=100,test=20"
+    settings = {"arms": ["ce", "moco-v2"], "data": data, **QUICK, "budget": "time"}
+    seen = sweep.foresee_pretraining(settings)
+    assert seen["arm"].tolist() == ["ce", "moco-v2"]
+    assert (seen["train_s"] > 0).all()
+    assert not [path for path in cache_of_its_own.rglob("*") if path.is_file()]
