@@ -21,6 +21,7 @@ Would falsify it: transfer that follows the accuracy on the own classes across r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +69,15 @@ def run(plan: Plan) -> dict[str, ResultTable]:
         models, transfer, taps=TAPS, targets=targets, random=random, shots=[], equal_d=False, **places
     )
     # Fitted probes are not what this asks for, and would be most of the report.
-    return {"pretrain": ResultTable.concat(trained), "transfer": ResultTable(probed.frame, probed.provenance)}
+    provenance = _without_places(probed.provenance)
+    return {"pretrain": ResultTable.concat(trained), "transfer": ResultTable(probed.frame, provenance)}
+
+
+def _without_places(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the provenance without the words that say where this machine keeps the checkpoints."""
+    models = {name: {**facts, "spec": None} for name, facts in provenance["models"].items()}
+    settings = {**provenance["settings"], "models": list(models)}
+    return {**provenance, "models": models, "settings": settings}
 
 
 def _named(table: ResultTable, rung: str) -> ResultTable:

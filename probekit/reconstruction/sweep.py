@@ -128,6 +128,7 @@ def reconstruct(
             "a method that makes images beside `perceptual`", "linear", "Choose decoder or inversion"
         )
     inverting = Inverting(taps, preset, prior, shown, draws, residual, seed, device, jobs)
+    chosen: DecodingSettings | DecoderSettings | None = None
     if method == "inversion":
         inverting.check()
         if regions is not None:
@@ -135,16 +136,15 @@ def reconstruct(
                 "no `regions` beside an inversion", str(settings["regions"]),
                 "Name images with masks or boxes as data: those that are inverted are scored",
             )  # fmt: skip
-    chosen: DecodingSettings | DecoderSettings
-    if method != "decoder":
-        from probekit.reconstruction.linear import DecodingSettings
-
-        chosen = DecodingSettings(width, permutations, bootstrap_draws, tuple(penalties), seed)
-    else:
+    elif method == "decoder":
         from probekit.reconstruction.decoder import DecoderSettings
         from probekit.reconstruction.upconvolution import Budget
 
         chosen = DecoderSettings(width, draws, seed, Budget(steps))
+    else:
+        from probekit.reconstruction.linear import DecodingSettings
+
+        chosen = DecodingSettings(width, permutations, bootstrap_draws, tuple(penalties), seed)
     Protocol(tuple(penalties), permutations=permutations, bootstrap_draws=bootstrap_draws, seed=seed)
     comparison = Comparison.open("reconstruct", models, data, random=random, store=store)
     scored = open_images(regions) if isinstance(regions, str) else regions
@@ -157,12 +157,12 @@ def reconstruct(
         "device": device,
     }
     network = None if perceptual is None else _open_judge(perceptual, comparison.entries)
-    decoding = Decoding(method, taps, scored, chosen, read, network, jobs)
     tables, features = [], {}
     for images in comparison.sets:
-        if method == "inversion":
+        if chosen is None:
             found, features[images.name] = invert_taps(comparison, images, inverting, network)
         else:
+            decoding = Decoding(method, taps, scored, chosen, read, network, jobs)
             found, features[images.name] = decode_set(comparison, images, decoding)
         tables += found
     return comparison.join(tables, settings, features)
