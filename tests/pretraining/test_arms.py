@@ -120,6 +120,18 @@ def test_the_queue_holds_the_last_keys_with_their_labels_and_goes_round():
     torch.testing.assert_close(learner.queue.norm(dim=1), torch.ones(24))
 
 
+@pytest.mark.parametrize(
+    ("name", "alone"), [("exemplar-v1", True), ("exemplar-v2", True), ("moco-v2", False)]
+)
+def test_exemplar_has_nothing_to_tell_apart_within_one_class(name: str, alone: bool):
+    learner = build_learner(ARMS[name], SETUP, 0)
+    assert isinstance(learner, MomentumContrast)
+    learner.queue_labels.zero_()
+    one = views(0)
+    loss = float(learner.train()(Views(one.first, one.second, torch.zeros(16, dtype=torch.long))).detach())
+    assert (loss == 0) == alone
+
+
 def test_shuffled_keys_come_back_in_order():
     learner = build_learner(ARMS["moco-v2"], SETUP, 0)
     assert isinstance(learner, MomentumContrast)

@@ -84,8 +84,11 @@ def test_a_killed_training_ends_with_the_bits_of_an_undisturbed_one(tmp_path: Pa
 
 def test_what_was_said_after_the_last_snapshot_is_said_again(tmp_path: Path):
     with pytest.raises(Killed):
-        train(Line(), _until(8), PLAN, Journal(tmp_path, snapshot_s=1e9))
-    assert not (tmp_path / SNAPSHOT).exists()
+        train(Line(), _until(4), PLAN, Journal(tmp_path, snapshot_s=0))
+    # Five more steps are said, and none of them is in a snapshot.
+    with pytest.raises(Killed):
+        train(Line(), _until(9), PLAN, Journal(tmp_path, snapshot_s=1e9))
+    assert torch.load(tmp_path / SNAPSHOT, weights_only=True)["step"] == 4
     train(Line(), batches, PLAN, Journal(tmp_path, snapshot_s=1e9))
     steps = [json.loads(line)["step"] for line in (tmp_path / METRICS).read_text().splitlines()]
     assert steps == list(range(1, 13))
