@@ -190,7 +190,7 @@ class SupervisedContrast(Pretraining):
 
     def forward(self, batch: Views) -> Tensor:
         """Return the loss of the whole batch."""
-        embeddings = F.normalize(self.both(batch), dim=1)
+        embeddings = _unit(self.both(batch))
         labels = _gathered(self.labels_of_both(batch))
         if rank()[1] > 1:
             from torch.distributed.nn.functional import all_gather
@@ -225,7 +225,7 @@ class MomentumContrast(Pretraining):
 
     def forward(self, batch: Views) -> Tensor:
         """Return the mean loss of this process's part: first views ask, second views answer."""
-        query = F.normalize(self.net(batch.first), dim=1)
+        query = _unit(self.net(batch.first))
         with torch.no_grad():
             every = self._shuffled_keys(_gathered(batch.second))
             self._keys = every, _gathered(batch.labels)
@@ -242,7 +242,7 @@ class MomentumContrast(Pretraining):
         order = torch.randperm(len(views), generator=draws).to(views.device)
         number, world = rank()
         n = len(views) // world
-        own = F.normalize(self.key_net(views[order[number * n : (number + 1) * n]]), dim=1)
+        own = _unit(self.key_net(views[order[number * n : (number + 1) * n]]))
         keys = _gathered(own)
         back = torch.empty_like(keys)
         back[order] = keys
@@ -291,6 +291,11 @@ LEARNERS: Mapping[str, Callable[[Arm, Setup, int], Pretraining]] = {
     "momentum": MomentumContrast,
     "reconstruct": Reconstruction,
 }
+
+
+def _unit(outputs: Tensor) -> Tensor:
+    """Return (n, D) unit vectors in float32, whatever the precision of the forward pass was."""
+    return F.normalize(outputs.float(), dim=1)
 
 
 def _gathered(values: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ def supervised_contrast(embeddings: Tensor, labels: Tensor, temperature: float) 
 
     if len(embeddings) < 2:
         raise InputError("at least two views", str(len(embeddings)), "Use a larger batch")
-    logits = embeddings @ embeddings.T / temperature
+    logits = _products(embeddings, embeddings) / temperature
     itself = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
     logs = logits - logits.masked_fill(itself, -float("inf")).logsumexp(dim=1, keepdim=True)
     positives = (labels[:, None] == labels[None, :]) & ~itself
@@ -117,7 +117,15 @@ def reconstruction(made: Tensor, images: Tensor) -> Tensor:
 
 def _similarities(query: Tensor, key: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
     """Return q·k⁺ (N, 1) and q·k_i (N, Q)."""
-    return (query * key).sum(dim=1, keepdim=True), query @ queue.T
+    return (query * key).sum(dim=1, keepdim=True), _products(query, queue)
+
+
+def _products(left: Tensor, right: Tensor) -> Tensor:
+    """Return the products of all rows in their own precision: the temperature multiplies what is rounded."""
+    import torch
+
+    with torch.autocast(left.device.type, enabled=False):
+        return left @ right.T
 
 
 def _first_of(positive: Tensor, negative: Tensor, temperature: float) -> Tensor:

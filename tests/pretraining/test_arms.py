@@ -80,6 +80,18 @@ def test_every_arm_lowers_its_loss(name: str):
     assert sum(losses[-5:]) < 0.9 * sum(losses[3:8])
 
 
+@pytest.mark.parametrize("name", list(ARMS))
+def test_forward_passes_in_bfloat16_hardly_change_the_losses(name: str):
+    losses: dict[str, list[float]] = {"float32": [], "bfloat16": []}
+    for precision, own in losses.items():
+        learner = build_learner(ARMS[name], SETUP, 0)
+        keep_losses(learner, own)
+        # Later steps start from weights that have gone apart.
+        train(learner, views, Optimisation(2, 0.05), Journal(), precision=precision)
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05)
+    assert losses["bfloat16"] != losses["float32"]
+
+
 def keep_losses(learner: nn.Module, losses: list[float]) -> None:
     original = learner.forward
 
