@@ -21,6 +21,7 @@ from probekit.data.images import Source
 from probekit.data.keypoints import find_keypoints, read_keypoints
 from probekit.data.mask_folders import find_masks, read_masks
 from probekit.data.regions import BACKGROUND
+from probekit.data.shapeworld import WORLDS
 from probekit.data.sources import ArraySource, BlockSource
 from probekit.data.specs import DataSpec, parse_targets
 from probekit.data.splits import ROLES, check_ids, role_of
@@ -31,7 +32,7 @@ from probekit.data.webdataset import find_shards, read_shards
 from probekit.errors import DataError, InputError, near_names
 from probekit.files import digest_bytes
 
-WORDS = ("digits", "shapeworld/source", "shapeworld/unseen", "shapeworld/shifted", "shapeworld/scenes")
+WORDS = ("digits", *(f"shapeworld/{world}" for world in WORLDS))
 SHAPEWORLD_COUNTS = {"train": 4000, "val": 0, "test": 1000}
 # Image numbers of a split start here, so that a longer training split leaves the test images as they are.
 _SHAPEWORLD_STARTS = {"train": 0, "val": 10**9, "test": 2 * 10**9}

@@ -3,12 +3,14 @@
 An image shows a body on two movable legs before a background with confetti. Its class is shape family ×
 texture. Position, scale, rotation, hue, brightness, background, clutter and the opening of the legs are drawn
 independently of the class; bodies have equal areas and textures equal mean and contrast, so that neither
-these factors nor the mean colour tell the class. Four worlds:
+these factors nor the mean colour tell the class. Six worlds:
 
 - ``source``: 20 classes, 5 families × 4 textures, for pretraining;
 - ``unseen``: 10 classes, 5 other families × 2 of these textures;
 - ``shifted``: the classes of ``source`` with coarser, stretched textures, other backgrounds, other confetti;
-- ``scenes``: one to three objects of the ``source`` classes in each image, the larger in front.
+- ``scenes``: one to three objects of the ``source`` classes in each image, the larger in front;
+- ``textures``: 4 classes, a texture that fills the image, without shape or background;
+- ``stars``: 4 classes, one family × 4 textures.
 
 Image i of a world depends on (VERSION, world, seed, i) alone, so any images can be rendered in any order, in
 batches of any size, with equal pixels. Random numbers are raw words of PCG64, and every operation on the way

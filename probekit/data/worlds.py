@@ -53,6 +53,9 @@ STYLES = {
         piece=tile_distance,
     ),
     "scenes": Style(max_objects=3, centre_px=(7.5, 16.5), scale_px=(4.5, 7.0)),
+    # A disc larger than the image: its texture is all there is to see.
+    "textures": Style(classes=tuple(("disc", texture) for texture in _TEXTURES), scale_px=(60.0, 72.0)),
+    "stars": Style(classes=tuple(("star", texture) for texture in _TEXTURES)),
 }
 
 
