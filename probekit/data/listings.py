@@ -43,6 +43,7 @@ COMMON_KEYS = (
     "role",
     "divide",
     "target",
+    "classes",
     "seed",
     "limit",
     "skip_unreadable",

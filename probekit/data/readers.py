@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ def open_images(
     role: str | None = None,
     divide: bool = True,
     target: str | Sequence[str] | None = None,
+    classes: str | int | None = None,
     seed: int = 0,
     skip_unreadable: bool = False,
     seen_in_pretraining: str | None = None,
@@ -72,6 +74,8 @@ def open_images(
         divide: Whether to hold images out where no test split is named; else what names none is ``test``.
         target: Targets to keep, in order, the first being the default: ``COLUMN[+COLUMN…][:KIND]``, several
             by commas or as a list. KIND is ``class``, ``multilabel`` or ``continuous``.
+        classes: Keep images of these classes of the first class target only: names joined by ``+``, or how
+            many of the first.
         seed: Seed of splits and limits; for ``shapeworld`` also of the images.
         skip_unreadable: Decode every image once, leave out those that fail, and name them in ``skipped``.
         seen_in_pretraining: ``yes``, ``no`` or ``unknown``: whether checkpoints were trained on these images.
@@ -86,8 +90,10 @@ def open_images(
     Examples:
         >>> open_images("digits,limit=100")
         ImageSet 'digits': 100 train, 100 test; class (10 classes)
+        >>> open_images("digits,classes=3+8").targets["class"].classes
+        ('3', '8')
     """
-    given = {"name": name, "split": split, "role": role, "target": target, "limit": limit}
+    given = {"name": name, "split": split, "role": role, "target": target, "limit": limit, "classes": classes}
     given |= {"seen_in_pretraining": seen_in_pretraining, "divide": None if divide else False}
     if isinstance(data, ImageSet):
         if any(value is not None for value in given.values()):
@@ -122,6 +128,8 @@ def _finished(listing: Listing, spec: DataSpec) -> ImageSet:
                     f"Near: {near_names(choice.name, targets)}",
                 )
         targets = {choice.name: targets[choice.name] for choice in choices}
+    if spec.text("classes") is not None:
+        listing, targets = _of_classes(listing, targets, spec)
     seed = spec.count("seed", 0)
     labels = class_values(targets)
     check_ids(listing.ids, [named or "" for named in listing.roles])
@@ -148,6 +156,40 @@ def _finished(listing: Listing, spec: DataSpec) -> ImageSet:
         spec=str(spec),
         problems=listing.problems,
     )
+
+
+def _of_classes(
+    listing: Listing, targets: Mapping[str, Target], spec: DataSpec
+) -> tuple[Listing, dict[str, Target]]:
+    """Leave out images of other classes than those named, of the first class target."""
+    words = spec.text("classes") or ""
+    key = next((key for key, one in targets.items() if one.kind == "class"), None)
+    if key is None:
+        raise InputError("a class target for classes=", f"none in {spec.source}", "Leave classes= out")
+    known = targets[key].classes
+    # One class alone is no target, so a lone number is how many.
+    names = known[: int(words)] if words.isdecimal() else tuple(words.split("+"))
+    strange = [one for one in names if one not in known]
+    if strange or len(set(names)) < max(2, len(names)):
+        raise InputError(
+            f"at least two classes of {key!r} joined by +, each once, or a number of them", repr(words),
+            f"Near: {near_names(strange[0], known)}" if strange else "Name two or more",
+        )  # fmt: skip
+    places = np.full(len(known), -1)
+    places[[known.index(one) for one in names]] = np.arange(len(names))
+    kept = np.flatnonzero(places[targets[key].values] >= 0)
+    chosen = {name: one.select(kept) for name, one in targets.items()}
+    chosen[key] = Target(places[chosen[key].values], "class", names)
+    rows = kept.tolist()
+    narrowed = replace(
+        listing,
+        ids=[listing.ids[row] for row in rows],
+        contents=[listing.contents[row] for row in rows],
+        roles=[listing.roles[row] for row in rows],
+        targets=chosen,
+        source=selection(listing.source, kept),
+    )
+    return narrowed, chosen
 
 
 def _roles(listing: Listing, spec: DataSpec, labels: NDArray[np.int64] | None, seed: int) -> list[str]:

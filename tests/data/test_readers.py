@@ -115,6 +115,32 @@ def test_role_does_not_override_the_data(tmp_path):
         open_images(tmp_path, role="test")
 
 
+def test_classes_keeps_the_images_of_some_classes():
+    whole = open_images("shapeworld/source,train=200,test=40")
+    two = open_images("shapeworld/source,train=200,test=40,classes=star-dots+disc-stripes")
+    labels, names = two.targets["class"].values, two.targets["class"].classes
+    assert names == ("star-dots", "disc-stripes")
+    chosen = [row for row, place in enumerate(whole.targets["class"].values)
+              if whole.targets["class"].classes[place] in names]  # fmt: skip
+    assert two.ids.tolist() == whole.ids[chosen].tolist()
+    assert [names[one] for one in labels] == [
+        whole.targets["class"].classes[place] for place in whole.targets["class"].values[chosen]
+    ]
+    np.testing.assert_array_equal(two.targets["x"].values, whole.targets["x"].values[chosen])
+    for row in (0, len(two) - 1):
+        np.testing.assert_array_equal(np.asarray(two.image(row)), np.asarray(whole.image(chosen[row])))
+    few = open_images("shapeworld/source,train=200,test=40,classes=5")
+    assert few.targets["class"].classes == whole.targets["class"].classes[:5]
+    assert len({two.digest, few.digest, whole.digest}) == 3
+    assert open_images("digits", classes=4).targets["class"].n_classes == 4
+
+
+@pytest.mark.parametrize("words", ["1", "3+x", "3+3", "3+", ""])
+def test_classes_that_cannot_be_kept_are_refused(words: str):
+    with pytest.raises(InputError, match="at least two classes"):
+        open_images(f"digits,classes={words}")
+
+
 def test_limit_is_stratified_per_split_and_nested(pets):
     small, larger = open_images(pets, limit=2), open_images(pets, limit=4)
     assert Counter(small.splits.tolist()) == {"train": 2, "test": 2}
