@@ -41,6 +41,6 @@ def told(request, made, residuals, steps, seconds):
         "reached": int(sum(one <= request["residual"] for one in residuals)),
         "residual": float(max(residuals)),
         "steps": float(np.mean(steps)),
-        "psnr": float(peak_signal_to_noise(pixels, true).mean()),
-        "ssim": float(structural_similarity(pixels, true)[0].mean()),
+        "psnr": peak_signal_to_noise(pixels, true).tolist(),
+        "ssim": structural_similarity(pixels, true)[0].tolist(),
     }

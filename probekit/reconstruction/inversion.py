@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from probekit.backbones.backbone import Backbone
     from probekit.taps.tap import Tap
 
-FORMAT = 1
+FORMAT = 2
 # Seconds between snapshots, and images that are made side by side.
 SNAPSHOT_S, BATCH = 30.0, 8
 # An image has a plateau if its residual fell by less than this share of itself over the last quarter.

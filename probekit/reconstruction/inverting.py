@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Changes whenever a stored cell would no longer hold what the code computes.
-CELL_FORMAT = 1
+CELL_FORMAT = 2
 METRIC = "feature_residual"
 SHOWN, DRAWS, RESIDUAL = 6, 3, 0.05
 UNIT = "draws of the prior"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from probekit.seeds import random_stream
 
 PRIORS = ("pyramid", "network", "fourier", "pixels")
 SLOPE = 0.2
+# Share of the rate at which the finest maps of a pyramid move.
+FINEST = 0.1
 # Channels of the noise a network starts from, and its largest value.
 NOISE_CHANNELS, NOISE = 32, 0.1
 # Square root of the covariance of colours in ImageNet, its columns largest first (lucid, Apache-2.0).
@@ -147,18 +150,21 @@ class _Scale(nn.Module):
         self, draws: list[np.random.Generator], given: int, made: int, below: int, kernel: int, skip: int
     ) -> None:
         super().__init__()
-        count = len(draws)
-
-        def layer(given: int, made: int, kernel: int, *, halved: bool = False) -> list[nn.Module]:
-            middle = [nn.AvgPool2d(2)] if halved else []
-            activation = nn.LeakyReLU(SLOPE, inplace=True)
-            return [_Convolution(draws, given, made, kernel), *middle, _Norm(count, made), activation]
-
+        layer = partial(_layer, draws)
         self.skip = nn.Sequential(*layer(given, skip, 1))
         self.down = nn.Sequential(*layer(given, made, kernel, halved=True), *layer(made, made, kernel))
         self.up = nn.Sequential(
-            _Norm(count, below + skip), *layer(below + skip, made, kernel), *layer(made, made, 1)
+            _Norm(len(draws), below + skip), *layer(below + skip, made, kernel), *layer(made, made, 1)
         )
+
+
+def _layer(
+    draws: list[np.random.Generator], given: int, made: int, kernel: int, *, halved: bool = False
+) -> list[nn.Module]:
+    """Return a convolution, halving if asked for, batch norm and activation."""
+    middle = [nn.AvgPool2d(2)] if halved else []
+    activation = nn.LeakyReLU(SLOPE, inplace=True)
+    return [_Convolution(draws, given, made, kernel), *middle, _Norm(len(draws), made), activation]
 
 
 def _doubled(maps: Tensor) -> Tensor:
@@ -177,16 +183,18 @@ def _side_by_side(one: Tensor, other: Tensor, count: int) -> Tensor:
 class PyramidPrior(Prior):
     """Learnt maps of every scale, joined from coarse to fine by convolutions that are learnt, too.
 
-    The half of ``SkipNetwork`` that goes up: what comes from below is doubled, joined with a few learnt maps
-    of this scale in place of skip connections, and convolved once. A step costs about half, and fewer of them
-    are needed, since nothing has to travel down first.
+    The half of ``SkipNetwork`` that goes up: what comes from below is doubled, joined with a few maps of this
+    scale in place of skip connections, and convolved twice, as there. A step costs about half, and fewer of
+    them are needed, since nothing has to travel down first. The maps of the finest scale move at a tenth of
+    the rate: as fast as the others, they would be pixels without a prior, free wherever the layer sees no
+    difference; as drawn, some deep layers were out of reach (measured).
 
     Args:
         draws: A random stream an image.
         size: Side of the images in pixels.
         channels: Of each scale, the finest first.
         kernels: Side of the convolutions of each scale.
-        learnt: Learnt maps of each scale.
+        learnt: Maps of each scale.
     """
 
     def __init__(
@@ -201,27 +209,28 @@ class PyramidPrior(Prior):
         self.size, scales = size, len(channels)
         self.side = network_side(size, scales)
         self.joins = nn.ModuleList()
-        self.maps = nn.ParameterList()
         for depth, (made, kernel) in enumerate(zip(channels, kernels, strict=True)):
             below = channels[depth + 1] if depth + 1 < scales else NOISE_CHANNELS
-            convolution = _Convolution(draws, below + learnt, made, kernel)
-            activation = nn.LeakyReLU(SLOPE, inplace=True)
-            self.joins.append(nn.Sequential(convolution, _Norm(len(draws), made), activation))
-            self.maps.append(_drawn_maps(draws, learnt, self.side >> depth))
-        self.base = _drawn_maps(draws, NOISE_CHANNELS, self.side >> scales)
+            layers = [*_layer(draws, below + learnt, made, kernel), *_layer(draws, made, made, 1)]
+            self.joins.append(nn.Sequential(*layers))
+        self.register_buffer("noise", _drawn_maps(draws, learnt, self.side))
+        self.moved = nn.Parameter(torch.zeros_like(self.get_buffer("noise")))
+        self.maps = nn.ParameterList(_drawn_maps(draws, learnt, self.side >> one) for one in range(1, scales))
+        self.base = nn.Parameter(_drawn_maps(draws, NOISE_CHANNELS, self.side >> scales))
         self.out = _Convolution(draws, channels[0], 3, 1)
 
     def forward(self) -> Tensor:
         """Return (N, 3, size, size) normalised images."""
         maps = _channels_last(self.base)
-        for join, own in zip(reversed(self.joins), reversed(self.maps), strict=True):
+        every = [self.get_buffer("noise") + FINEST * self.moved, *self.maps]
+        for join, own in zip(reversed(self.joins), reversed(every), strict=True):
             maps = join(_side_by_side(_doubled(maps), _channels_last(own), self.count))
         return _cut(self.out(maps).reshape(self.count, 3, self.side, self.side), self.size)
 
 
-def _drawn_maps(draws: list[np.random.Generator], channels: int, side: int) -> nn.Parameter:
+def _drawn_maps(draws: list[np.random.Generator], channels: int, side: int) -> Tensor:
     drawn = [one.random((channels, side, side), np.float32) - np.float32(0.5) for one in draws]
-    return nn.Parameter(torch.from_numpy(np.concatenate(drawn)))
+    return torch.from_numpy(np.concatenate(drawn))
 
 
 def _channels_last(maps: Tensor) -> Tensor:
