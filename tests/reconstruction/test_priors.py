@@ -124,6 +124,18 @@ def test_the_skip_network_is_the_published_one():
         torch.testing.assert_close(theirs(noise), ours()[number : number + 1], rtol=1e-4, atol=1e-4)
 
 
+@torch.no_grad()
+def test_the_finest_maps_of_a_pyramid_move_at_a_tenth_of_the_rate():
+    prior = made("pyramid", ["a", "b"])
+    before, ramp = prior(), torch.linspace(-1, 1, 32)
+    prior.moved.add_(ramp)
+    moved = prior()
+    prior.moved.zero_()
+    prior.noise.add_(ramp / 10)
+    torch.testing.assert_close(prior(), moved, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(before, moved, atol=1e-3)
+
+
 def test_sizes_that_do_not_halve_are_cut_from_the_next_that_does():
     assert network_side(224, 6) == 256
     assert made("skip", ["a"], size=36)().shape == (1, 3, 36, 36)
