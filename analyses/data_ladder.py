@@ -1,0 +1,95 @@
+"""Which images must a backbone be trained on, with labels and without, to transfer?
+
+Source: Zhao, Wu, Lau and Lin, "What makes instance discrimination good for transfer learning?" (ICLR 2021),
+table 2, in small: the data change and the number of images seen does not. Rungs: all images; a tenth of each
+class; five classes at equal count; another domain; textures without shape (for synthetic streets, which share
+little with photographs of objects); one family of shapes (for faces). Each trains a supervised and a
+contrastive arm. What they know of the classes of the whole set is read next to what transfers: classes nobody
+saw, and where things are.
+
+Command: ``probekit run analyses/data_ladder.py --out reports/data_ladder``
+
+Minutes: not measured as a whole; a training of ResNet-10 on 8,000 images of 48 px, 30 passes, takes 4 to 6
+minutes of one core, and the plan has 12.
+
+Expected: (from the paper, on ImageNet) without labels transfer depends little on what the images show, and
+accuracy on the classes of the whole set depends much on it; with labels both depend on it.
+
+Would falsify it: without labels, a spread of transfer over the rungs as large as with labels.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ladders.climbing import best_rows, climb, draw_rungs
+
+from probekit import Plan, ResultTable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PLAN = Plan(
+    "analyses/data_ladder.py",
+    {
+        "arms": ["ce", "moco-v2"],
+        # Of each rung the data, and what else it needs so that as many images are seen.
+        "rungs": {
+            "full": {"data": "shapeworld/source,train=8000,test=1000"},
+            "a tenth": {"data": "shapeworld/source,train=800,test=1000", "epochs": 300, "queue": 512},
+            "5 classes": {"data": "shapeworld/source,train=32000,test=4000,classes=5"},
+            "shifted": {"data": "shapeworld/shifted,train=8000,test=1000"},
+            "textures": {"data": "shapeworld/textures,train=8000,test=1000"},
+            "one family": {"data": "shapeworld/stars,train=8000,test=1000"},
+        },
+        "classes": "shapeworld/source,train=4000,test=1000",
+        "transfer": "shapeworld/unseen,train=1000,test=1000",
+        "targets": ["class", "x", "y", "rotation"],
+        "seeds": 1,
+        "epochs": 30,
+        "batch_size": 128,
+        "queue": 4096,
+        "lr": 0.1,
+        "random": 3,
+    },
+)
+
+
+def run(plan: Plan) -> dict[str, ResultTable]:
+    """Train every arm on every rung, then probe the classes of the whole set, and transfer."""
+    settings: dict[str, Any] = dict(plan.settings)
+    probes = {
+        "classes": (settings.pop("classes"), ["class"]),
+        "transfer": (settings.pop("transfer"), settings.pop("targets")),
+    }
+    return climb(settings.pop("rungs"), probes, settings)
+
+
+def draw(tables: dict[str, ResultTable]) -> dict[str, Figure]:
+    """Draw the trainings, and what each rung leaves."""
+    from probekit.figures import draw_probe, plot_training
+
+    own = best_rows(tables["classes"])
+    return {
+        "ladder": draw_rungs(tables, {"classes of the whole set": (own, "class")}, []),
+        "training": plot_training(tables["pretrain"]),
+        **draw_probe(tables["transfer"]),
+    }
+
+
+def smoke(plan: Plan) -> Plan:
+    """Shrink to seconds: two rungs, a few images and steps."""
+    return plan.having(
+        rungs={
+            "full": {"data": "shapeworld/source,train=120,test=40"},
+            "textures": {"data": "shapeworld/textures,train=120,test=40"},
+        },
+        classes="shapeworld/source,train=60,test=40",
+        transfer="shapeworld/unseen,train=60,test=40",
+        arms=["moco-v2"],
+        targets=["class", "x"],
+        epochs=2,
+        batch_size=32,
+        queue=64,
+        random=1,
+    )

@@ -1,0 +1,1 @@
+"""Shared by the analyses of augmentations and of data."""

@@ -1,0 +1,141 @@
+"""What the two ladders share: rungs that differ in one thing are trained, then probed alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from probekit import ResultTable, pretrain, probe
+from probekit.files import cache_folder, digest_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ARCH = "resnet10_w16"
+# Read with places, so that a lost position is the layer's doing and not the readout's.
+TAPS = ["stages", "layer4|grid(3)"]
+
+
+def climb(
+    rungs: Mapping[str, Mapping[str, Any]],
+    probes: Mapping[str, tuple[str, Sequence[str]]],
+    settings: dict[str, Any],
+) -> dict[str, ResultTable]:
+    """Train every arm on every rung, then probe all of them.
+
+    Args:
+        rungs: Name → what this rung gives ``pretrain`` beside the settings.
+        probes: Name of a table → data and targets that all trainings are probed on.
+        settings: Keywords of ``pretrain``, and ``random``, the controls of the probes.
+
+    Returns:
+        ``pretrain``, and the tables of the probes.
+    """
+    places = {name: settings.pop(name) for name in ("store", "device", "jobs") if name in settings}
+    random = settings.pop("random")
+    trained, models = [], []
+    for rung, own in rungs.items():
+        table = pretrain(arch=ARCH, random=0, **{**settings, **own}, **places)
+        trained.append(_named(table, rung))
+        models += _models(table, rung, places.get("store"))
+    tables = {"pretrain": ResultTable.concat(trained)}
+    for name, (data, targets) in probes.items():
+        probed = probe(
+            models, data, taps=TAPS, targets=targets, random=random, shots=[], equal_d=False, **places
+        )
+        # Fitted probes are not what this asks for, and would be most of the report.
+        tables[name] = ResultTable(probed.frame, _without_places(probed.provenance))
+    return tables
+
+
+def _without_places(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the provenance without the words that say where this machine keeps the checkpoints."""
+    models = {name: {**facts, "spec": None} for name, facts in provenance["models"].items()}
+    settings = {**provenance["settings"], "models": list(models)}
+    return {**provenance, "models": models, "settings": settings}
+
+
+def _named(table: ResultTable, rung: str) -> ResultTable:
+    """Return the table with its rung in the names of models and attachments."""
+    frame = table.frame.assign(model=table.frame["model"] + f", {rung}")
+    kept = {
+        f"{folder}/{arm}_{rung}/{name}": value
+        for (folder, arm, name), value in (
+            (key.split("/"), value) for key, value in table.attachments.items() if key.count("/") == 2
+        )
+        if folder in ("curves", "checkpoints")
+    }
+    by_model = {
+        part: {f"{name}, {rung}": facts for name, facts in table.provenance[part].items()}
+        for part in ("models", "level_shares")
+    }
+    return ResultTable(frame, {**table.provenance, **by_model}, kept)
+
+
+def _models(table: ResultTable, rung: str, store: str | Path | None) -> list[str]:
+    """Return the words that load every attached checkpoint, written where it can be loaded from."""
+    folder = (Path(store) if store else cache_folder()) / "ladders"
+    folder.mkdir(parents=True, exist_ok=True)
+    words = []
+    for key, content in table.attachments.items():
+        if not key.startswith("checkpoints/"):
+            continue
+        _, arm, name = key.split("/")
+        path = folder / f"{digest_bytes(content)[:16]}.pth"
+        if not path.exists():
+            path.write_bytes(content)
+        words.append(f"{arm} {name.removesuffix('.pth')} {rung}={ARCH}:{path}")
+    return words
+
+
+def draw_rungs(
+    tables: Mapping[str, ResultTable], first: Mapping[str, tuple[pd.DataFrame, str | None]], notes: list[str]
+) -> Figure:
+    """Draw a panel for each of the first frames and for each target of transfer, rung by rung.
+
+    Args:
+        tables: Of ``climb``; ``transfer`` among them.
+        first: Title → rows and their target, None for all rows.
+        notes: For the footer.
+    """
+    from probekit.figures.style import add_footer, add_legend, finish, looks, new_figure, plain, styled
+
+    named = tables["pretrain"].frame["model"]
+    rungs = list(dict.fromkeys(one.rpartition(", ")[2] for one in named))
+    arms = list(dict.fromkeys(one.partition(" seed ")[0] for one in named))
+    best = best_rows(tables["transfer"])
+    panels = {**first, **{f"transfer: {one}": (best, str(one)) for one in dict.fromkeys(best["target"])}}
+    with styled():
+        figure = new_figure(1.2 + 1.9 * len(panels), 2.9)
+        look = looks(arms)
+        handles: dict[str, Any] = {}
+        for axes, (title, (frame, target)) in zip(
+            figure.subplots(1, len(panels)), panels.items(), strict=True
+        ):
+            for arm in arms:
+                values = [_mean(frame, arm, rung, target) for rung in rungs]
+                colour, marker = look[arm].colour, look[arm].marker
+                (handles[plain(arm)],) = axes.plot(range(len(rungs)), values, color=colour, marker=marker)
+            axes.set_xticks(range(len(rungs)), rungs, rotation=60, ha="right")
+            axes.set_title(plain(title))
+            axes.set_ylabel("R²" if target not in (None, "class") else "Accuracy")
+        add_legend(figure, list(handles.values()), list(handles))
+        add_footer(figure, ["Means over seeds, at the tap that is best on val", *notes])
+    return finish(figure, "What each rung leaves: classes, unseen classes, factors.")
+
+
+def best_rows(table: ResultTable) -> pd.DataFrame:
+    """Return accuracies and R² of each model and target at the tap that is best on val."""
+    known = [metric for metric in ("accuracy", "r2") if metric in set(table.frame["metric"])]
+    return pd.concat([table.best(metric).frame for metric in known])
+
+
+def _mean(frame: pd.DataFrame, arm: str, rung: str, target: str | None) -> float:
+    words = frame["model"].astype(str).str.replace(",", "").str.split()
+    chosen = (words.str[0] == arm) & (words.str[-1] == rung)
+    if target is not None:
+        chosen &= frame["target"] == target
+    return float(frame.loc[chosen, "value"].mean())
