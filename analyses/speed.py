@@ -83,6 +83,7 @@ PLAN = Plan(
             "most": 2.5e10,
         },
         "end_to_end": {"train": 10_000, "test": 2_000},
+        "training": {"images": 2_048, "size": 48, "batch_size": 128, "queue": 1_024},
         "growth": {
             "images": [1_000, 10_000, 100_000],
             "taps": [5, 1, 16],
@@ -108,6 +109,7 @@ EXTRACTION = (
     Method("timm forward_intermediates", "timm_intermediates"),
     Method("thingsvision", "thingsvision_maps"),
 )
+_ARMS = ("ce", "supcon", "moco-v2", "exemplar-v2", "autoencoder")
 PROBEKIT = Method("probekit", "probekit_path", {"race": True})
 _SKLEARN = {"precision": "float32", "max_iter": 5_000}
 SKLEARN = tuple(
@@ -139,6 +141,13 @@ PROBES = (
 SKLEARN_BEST = "scikit-learn, best settings"
 # Of these, the fastest whose gap is small enough (else the closest) counts as the best settings, tap by tap.
 _ONES = {one.name for one in PROBES if one.name.startswith("scikit-learn, float32")}
+TRAINING = (
+    *(Method(f"probekit, {arm}", "pretrain_probekit", {"arm": arm}) for arm in _ARMS),
+    *(
+        Method(f"lightly, moco-v2, {workers} workers", "pretrain_lightly", {"workers": workers})
+        for workers in (0, 2)
+    ),
+)
 GRID = (PROBEKIT, SKLEARN[1], _LBFGS, _HEADS)
 
 
@@ -168,9 +177,9 @@ def run(plan: Plan) -> dict[str, ResultTable]:
 def _cells(settings: Mapping[str, Any], work: Path) -> Iterator[tuple[Facts, Callable[[], Facts]]]:
     """Yield what stands for a cell, and what measures it."""
     race_here = partial(race, rounds=settings["rounds"], budget=settings["budget_s"])
-    extracting, probing, solving = (
+    extracting, probing, solving, training = (
         [one for one in methods if not settings["methods"] or one.name in settings["methods"]]
-        for methods in (EXTRACTION, PROBES, GRID)
+        for methods in (EXTRACTION, PROBES, GRID, TRAINING)
     )
     for arch, size, images in settings["networks"]:
         facts: Facts = {"part": "extraction", "arch": arch, "size": size, "images": images}
@@ -188,6 +197,9 @@ def _cells(settings: Mapping[str, Any], work: Path) -> Iterator[tuple[Facts, Cal
         facts = {"part": "end_to_end", **settings["end_to_end"]}
         # Minutes a round: one of them.
         yield facts, partial(race_end_to_end, facts, settings["threads"], 1, work)
+    if settings["training"]:
+        facts = {"part": "training", **settings["training"]}
+        yield facts, partial(race_here, training, {**settings["training"], "threads": settings["threads"]})
     for asks in _growth(settings["growth"]):
         facts = {"part": "growth", **asks}
         # The peak of a process never falls: each process has one round.
@@ -316,6 +328,13 @@ def _end_to_end_rows(facts: Facts, found: Facts) -> Iterator[Facts]:
         yield row | {"arch": LITE0, "data": f"{facts['train'] + facts['test']} JPEG files, 128 px"}
 
 
+def _training_rows(facts: Facts, found: Facts) -> Iterator[Facts]:
+    for name, answers in found.items():
+        row = _row("training", name, answers, lambda one: one["images"] / one["seconds"], "images_per_second")
+        told = {"arch": "resnet10_w16", "weights": "random", "n": facts["images"]}
+        yield row | told | {"data": f"noise, {facts['size']} px, two views"}
+
+
 def _growth_rows(facts: Facts, found: Facts) -> Iterator[Facts]:
     (answers,) = found.values()
     many = facts.get("images") or facts["rows"]
@@ -331,6 +350,7 @@ ROWS: dict[str, Callable[[Facts, Facts], Iterator[Facts]]] = {
     "grid": _probe_rows,
     "end_to_end": _end_to_end_rows,
     "growth": _growth_rows,
+    "training": _training_rows,
 }
 
 
@@ -342,10 +362,17 @@ def draw(tables: dict[str, ResultTable]) -> dict[str, Figure]:
     from probekit.figures.style import styled
 
     drawn = {
-        "extraction": _draw_extraction,
+        "extraction": partial(
+            _draw_rates,
+            note="Median and range over rounds taken in turn. Five taps, pooled; the bare pass reads nothing.",
+        ),
         "probes": _draw_probes,
         "grid": _draw_grid,
         "growth": _draw_growth,
+        "training": partial(
+            _draw_rates,
+            note="Median and range over rounds taken in turn; an image is two augmented views and its step.",
+        ),
     }
     with styled():
         return {part: one(tables[part].frame) for part, one in drawn.items() if part in tables}
@@ -363,20 +390,18 @@ def _points(axes: Axes, rows: pd.DataFrame, names: Sequence[str]) -> None:
     axes.set_ylim(len(names) - 0.5, -0.5)
 
 
-def _draw_extraction(frame: pd.DataFrame) -> Figure:
+def _draw_rates(frame: pd.DataFrame, note: str) -> Figure:
     from probekit.figures.style import finish, new_figure
 
     names, cells = list(dict.fromkeys(frame["model"])), frame.groupby(["arch", "data"], sort=False)
-    figure = new_figure(9.6, 2.9)
+    figure = new_figure(3.0 + 1.35 * len(cells), 2.9)
     panels = figure.subplots(1, len(cells), sharey=True, squeeze=False)[0]
     for axes, ((arch, data), rows) in zip(panels, cells, strict=True):
         _points(axes, rows, names)
         axes.set_title(f"{str(arch).removeprefix('tf_')}\n{str(data).removeprefix('noise, ')}", fontsize=7)
         axes.set_xlim(left=0)
     figure.supxlabel("Images per second", fontsize=8)
-    return finish(
-        figure, "Median and range over rounds taken in turn. Five taps, pooled; the bare pass reads nothing."
-    )
+    return finish(figure, note)
 
 
 def _draw_probes(frame: pd.DataFrame) -> Figure:
@@ -455,12 +480,13 @@ def smoke(plan: Plan) -> Plan:
     """Shrink to one small network and one race on few rows, of a few who need no environment of their own."""
     return plan.having(
         rounds=1,
-        methods=["probekit", "plain hooks", SKLEARN[1].name],
+        methods=["probekit", "plain hooks", SKLEARN[1].name, "probekit, moco-v2"],
         networks=[["test_efficientnet", 64, 64]],
         probes={"data": "", "rows": 0, "penalties": 0},
         grid={"d": [8], "classes": [3], "rows": [200], "budget_s": 20, "most": 1e9},
         end_to_end={},
         growth={},
+        training={"images": 64, "size": 32, "batch_size": 32, "queue": 32},
     )
 
 
