@@ -361,17 +361,17 @@ def draw(tables: dict[str, ResultTable]) -> dict[str, Figure]:
     """Draw each race, and how time and memory grow."""
     from probekit.figures.style import styled
 
-    drawn = {
+    drawn: dict[str, Callable[[pd.DataFrame], Figure]] = {
         "extraction": partial(
             _draw_rates,
-            note="Median and range over rounds taken in turn. Five taps, pooled; the bare pass reads nothing.",
+            note="Median and range over rounds in turn. Five taps, pooled; the bare pass reads nothing.",
         ),
         "probes": _draw_probes,
         "grid": _draw_grid,
         "growth": _draw_growth,
         "training": partial(
             _draw_rates,
-            note="Median and range over rounds taken in turn; an image is two augmented views and its step.",
+            note="Median and range over rounds in turn; an image is two views, made and trained on.",
         ),
     }
     with styled():
