@@ -15,7 +15,9 @@ Expected: on two cores, five taps of EfficientNet-Lite0 at 96 px 3.5 to 4 times 
 and as fast as a compiled forward pass that reads nothing; sweeps of ten penalties, choice included, 4 times
 as fast as scikit-learn at its best settings on narrow taps and 10 times on the widest, at a proven gap of at
 most 1e-4 for what is chosen and test accuracy within 0.2 points; from JPEG files to probes twice as fast as
-by hand.
+by hand. Planted rows of 1,000 classes, one thread (``reports/speed_many_classes``): 1.7 times as fast as
+scikit-learn at D = 320 and 10,000 or 50,000 rows, which stops 30 and 330 times further from the optimum of
+the penalty that is chosen; at D = 2,048 and 10,000 rows, 2.6 times its time, 38 times nearer.
 
 Would falsify it: on a quiet machine, any peer that is faster at the same precision of result.
 """
