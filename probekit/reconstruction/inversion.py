@@ -89,7 +89,7 @@ _NETWORKS = ("pyramid", "network")
 PRESETS = {
     one.name: one
     for one in (
-        Preset("preview", 64, "pyramid", _RATES, steps=600, patience=100),
+        Preset("preview", 64, "pyramid", _RATES, steps=1200, patience=200),
         Preset("standard", 128, "pyramid", _RATES, steps=2000, patience=200),
         Preset(
             "paper", 224, "network", {**_RATES, "network": 1e-3}, steps=3000, patience=500,
