@@ -38,7 +38,7 @@ def plot_training(table: ResultTable) -> Figure:
     if not curves:
         raise InputError("a table of trainings", "none in it", "Draw a table of pretrain")
     known = [one for one in _PANELS if any(one in curve for arm in curves.values() for curve in arm)]
-    looks = style.looks(list(curves))
+    looks, chance = style.looks(list(curves)), _chance(table)
     with style.styled():
         lines = -(-len(known) // 2)
         figure = style.new_figure(0.6 + 2 * style.PANEL_WIDTH, 0.9 + style.PANEL_HEIGHT * lines)
@@ -56,6 +56,8 @@ def plot_training(table: ResultTable) -> Figure:
                         points["step"], points[column], color=looks[arm].colour,
                         linestyle=looks[arm].dashes, linewidth=1.0, alpha=0.85, **few,
                     )  # fmt: skip
+            if column == "knn_accuracy" and chance is not None:
+                axes.axhline(chance, color="0.4", linewidth=0.8, linestyle=":")
             axes.set_ylabel(_PANELS[column])
             axes.set_xlabel("Step")
             if column == "gradient_norm":
@@ -63,15 +65,20 @@ def plot_training(table: ResultTable) -> Figure:
         handles = [Line2D([], [], color=looks[arm].colour, linestyle=looks[arm].dashes) for arm in curves]
         style.add_legend(figure, handles, [style.plain(arm) for arm in curves])
         seeds = max(len(own) for own in curves.values())
-        style.add_footer(
-            figure,
-            [
-                f"{seeds} seed{'s' if seeds > 1 else ''} an arm",
-                "Losses of different objectives have no common scale",
-                "Curves are monitors and decide nothing",
-            ],
-        )
+        notes = [
+            f"{seeds} seed{'s' if seeds > 1 else ''} an arm",
+            "Losses of different objectives have no common scale",
+            "Curves are monitors and decide nothing",
+        ]
+        style.add_footer(figure, [*notes, "Dotted: chance"] if chance is not None else notes)
     return style.finish(figure, "Loss, nearest neighbours, gradients and throughput along each training.")
+
+
+def _chance(table: ResultTable) -> float | None:
+    """Return 1/C; None where the trainings have no classes, or not one number of them."""
+    frame = table.frame
+    classes = set(frame.loc[frame["metric"] == "accuracy", "n_classes"].dropna())
+    return 1 / classes.pop() if len(classes) == 1 else None
 
 
 def training_curves(table: ResultTable) -> Mapping[str, list[pd.DataFrame]]:
