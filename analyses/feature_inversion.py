@@ -179,14 +179,15 @@ def _rows(cell: Facts, found: Facts, count: int) -> Iterator[Facts]:
         if "error" in last:
             yield row | {"metric": "seconds", "status": last["error"]}
             continue
-        told = {name: last[name] for name in ("steps", "residual", "reached", "cpu_s")}
+        told = {name: last[name] for name in ("steps", "residual", "reached")}
         if last["reached"] < count:
             status = (
                 f"{last['reached']} of {count} images reached the residual, the worst {last['residual']:.3g}"
             )
             yield row | {"metric": "seconds", "status": status, "params": told}
             continue
-        seconds = [one["seconds"] for one in answers]
+        # Of the processor: one thread, whatever else the machine does meanwhile.
+        seconds = [one["cpu_s"] for one in answers]
         span = {"ci_low": min(seconds), "ci_high": max(seconds), "ci_kind": f"range,{len(seconds)}"}
         yield row | {"metric": "seconds", "value": float(np.median(seconds)), "params": told, **span}
         for metric in ("psnr", "ssim"):
@@ -233,7 +234,7 @@ def _draw_race(frame: pd.DataFrame) -> Figure:
             range(len(cells)), [f"{arch.split(':')[0]}, {level}, {data}" for data, arch, level in cells]
         )
         axes.set_ylim(len(cells) - 0.5, -0.5)
-        axes.set(xscale="log", xlabel="Seconds to the same residual, all images")
+        axes.set(xscale="log", xlabel="Seconds of one core to the same residual, all images")
         axes.legend(fontsize=7, frameon=False)
     return finish(figure, "Seconds until every image has the residual; recipes at their fastest rate.")
 
