@@ -9,21 +9,21 @@ section 3, and its published code; Ulyanov, Vedaldi and Lempitsky, "Deep Image P
 
 Command: ``probekit run analyses/feature_inversion.py --out reports/feature_inversion``
 
-Minutes: of the committed report, with three checkpoints at 64 px, their controls and three photographs of
-ImageNet in two draws, set by ``--set``, about 48 for the pictures on one busy core; of the race 3 to 6 for a
-cell at 64 px and about 10 at 128 px. Finished cells are kept and found again.
+Minutes: of the committed report, with three checkpoints at 64 px, their controls and two photographs of
+ImageNet in two draws, set by ``--set``, about 19 for the pictures on one core; of the race 2 to 5 for a cell
+at 64 px and about 11 at 128 px. Finished cells are kept and found again.
 
-Expected: (measured, residual 0.05) low layers give the picture back: PSNR 22.0 dB (EfficientNet-Lite0), 21.6
-(MobileNetV2) and 31.5 (ResNet-56 trained on CIFAR-10), other images 9 to 10; middle layers keep outline and
-some colour, 13.5, 11.2 and 22.0; of the high layers only the ResNet's reaches the residual (13.7), the others
-end on a plateau at 0.07 and are not ranked. Random networks are harder to invert than trained ones: only one
-of nine taps reaches the residual. The race: the preset needs a quarter to a fifteenth of the processor's
-time of the published recipe, the recipe's own network in probekit's loop two fifths to all of it. But at the
-same residual the preset's images are 1 to 4 dB further from the true ones than the recipe's in six of eight
-cells (nearer at two middle layers, by about 1 dB): the race is won on time and not on likeness.
+Expected: (measured, residual 0.05) low layers give the picture back: PSNR 24.1 dB (EfficientNet-Lite0), 24.6
+(MobileNetV2) and 32.0 (ResNet-56 trained on CIFAR-10), other images 7 to 10; middle layers keep outline and
+some colour, 14.8, 13.9 and 24.4; of the high layers only the ResNet's reaches the residual (15.9), the others
+end at 0.06 and are not ranked. Random networks are harder to invert than trained ones: no tap reaches the
+residual with all images. The race, on four other photographs: the preset needs a quarter to a fourteenth of
+the processor's time of the published recipe, the recipe's own network in probekit's loop half to four fifths;
+at the same residual the preset's images are nearer to the true ones in seven of eight cells (0.1 to 6.0 dB,
+the interval above zero in one), and 0.7 dB further in one (ResNet-18, 128 px; the interval holds zero).
 
 Would falsify it: PSNR that rises with depth; a cell of the race where the preset is less than twice as fast,
-or its images are further from the true ones.
+or its images are further from the true ones, by an interval that leaves zero out.
 """
 
 from __future__ import annotations
