@@ -27,7 +27,7 @@ def climb(
     """Train every arm on every rung, then probe all of them.
 
     Args:
-        rungs: Name → what this rung gives ``pretrain`` beside the settings.
+        rungs: Name, one word → what this rung gives ``pretrain`` beside the settings.
         probes: Name of a table → data and targets that all trainings are probed on.
         settings: Keywords of ``pretrain``, and ``random``, the controls of the probes.
 
