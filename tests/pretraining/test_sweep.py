@@ -61,7 +61,10 @@ def test_arms_are_trained_probed_and_attached(tmp_path: Path):
     table.write(tmp_path / "table")
     again = ResultTable.read(tmp_path / "table")
     assert again.attachments[kept[0]] == table.attachments[kept[0]]
-    assert "training" in draw_pretraining(again)
+    drawn = draw_pretraining(again)["training"]
+    (neighbours,) = [one for one in drawn.axes if one.get_ylabel().startswith("k-NN")]
+    chance = 1 / probes["n_classes"].iloc[0]
+    assert [chance, chance] in [list(line.get_ydata()) for line in neighbours.lines]
     # The attached file is the backbone that was probed.
     (tmp_path / "arm.pth").write_bytes(table.attachments["checkpoints/ce/seed-0.pth"])
     loaded = probekit.load_backbone("resnet10_w16", tmp_path / "arm.pth")
