@@ -221,7 +221,8 @@ def _cells(settings: Mapping[str, Any], work: Path) -> Iterator[tuple[Facts, Cal
                     "penalties": PENALTIES[::3].tolist(),
                 }
                 common = {**facts, "val": VAL, "threads": settings["threads"], "budget_s": grid["budget_s"]}
-                yield facts, partial(race_on_planted, facts, common, work, solving, 1)
+                once = partial(race, rounds=1, budget=settings["budget_s"])
+                yield facts, partial(race_on_planted, facts, common, work, solving, once)
 
 
 # Cells

@@ -9,7 +9,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from speed_peers.gaps import race_with_gaps
-from speed_peers.racing import Facts, Method, open_peer, race
+from speed_peers.racing import Facts, Method, open_peer
 
 from probekit import Preprocessing, ResultTable, extract, load_backbone, open_images
 
@@ -87,7 +86,13 @@ def _image_features(words: str, place: int, rows: int, work: Path) -> tuple[Path
     return *_save(np.asarray(found.values)[order], labels, work), found.tap
 
 
-def race_on_planted(facts: Facts, common: Facts, work: Path, methods: Sequence[Method], rounds: int) -> Facts:
+def race_on_planted(
+    facts: Facts,
+    common: Facts,
+    work: Path,
+    methods: Sequence[Method],
+    race_here: Callable[..., dict[str, list[Facts]]],
+) -> Facts:
     """Race on rows around class centres, with a spectrum that falls as that of features does."""
     stream = np.random.default_rng(0)
     d, classes = facts["d"], facts["classes"]
@@ -101,9 +106,7 @@ def race_on_planted(facts: Facts, common: Facts, work: Path, methods: Sequence[M
     turn = np.linalg.qr(stream.normal(size=(d, d)))[0].astype(np.float32)
     features, where = _save(values @ turn, labels, work)
     asks = {**common, "features": str(features), "labels": str(where)}
-    some = partial(race, rounds=min(rounds, 3), budget=common["budget_s"])
-    said = race_with_gaps(methods, asks, work, some)
-    return {"d": d, "name": "", "said": said}
+    return {"d": d, "name": "", "said": race_with_gaps(methods, asks, work, race_here)}
 
 
 def _save(features: NDArray[np.float32], labels: NDArray[Any], work: Path) -> tuple[Path, Path]:
