@@ -53,16 +53,8 @@ def _as_torchvision(learner: Pretraining) -> dict[str, Any]:
 
 
 def _as_moco(learner: Pretraining) -> dict[str, Any]:
-    own = learner.state_dict()
-    renamed = {
-        f"module.encoder_{letter}.{name.partition('.')[2]}": value
-        for part, letter in (("net.", "q"), ("key_net.", "k"))
-        for name, value in own.items()
-        if name.startswith(part)
-    }
-    renamed["module.queue"] = own["queue"].T.contiguous()
-    renamed["module.queue_ptr"] = own["place"].reshape(1)
-    return {"state_dict": renamed}
+    """Return the query network; key network and queue serve to go on, and lie in the snapshot for that."""
+    return {"state_dict": {f"module.encoder_q.{name}": one for name, one in learner.net.state_dict().items()}}
 
 
 def _as_supcon(learner: Pretraining) -> dict[str, Any]:

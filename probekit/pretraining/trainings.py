@@ -34,7 +34,7 @@ from probekit.training.optimisers import Optimisation
 from probekit.version import __version__
 
 # Changes whenever a stored training would no longer be what the code computes.
-CELL_FORMAT = 2
+CELL_FORMAT = 3
 # Most images the monitor's neighbours are looked for among, and most that it asks for.
 MOST_BANK, MOST_QUERIES = 2000, 1000
 BUDGETS, WEIGHTS = ("images", "time"), ("final", "all")
