@@ -23,6 +23,7 @@ def climb(
     rungs: Mapping[str, Mapping[str, Any]],
     probes: Mapping[str, tuple[str, Sequence[str]]],
     settings: dict[str, Any],
+    taps: Sequence[str] = TAPS,
 ) -> dict[str, ResultTable]:
     """Train every arm on every rung, then probe all of them.
 
@@ -30,6 +31,7 @@ def climb(
         rungs: Name, one word → what this rung gives ``pretrain`` beside the settings.
         probes: Name of a table → data and targets that all trainings are probed on.
         settings: Keywords of ``pretrain``, and ``random``, the controls of the probes.
+        taps: Of the probes.
 
     Returns:
         ``pretrain``, and the tables of the probes.
@@ -44,7 +46,7 @@ def climb(
     tables = {"pretrain": ResultTable.concat(trained)}
     for name, (data, targets) in probes.items():
         probed = probe(
-            models, data, taps=TAPS, targets=targets, random=random, shots=[], equal_d=False, **places
+            models, data, taps=taps, targets=targets, random=random, shots=[], equal_d=False, **places
         )
         # Fitted probes are not what this asks for, and would be most of the report.
         tables[name] = ResultTable(probed.frame, _without_places(probed.provenance))

@@ -1,0 +1,109 @@
+"""What does each way to pretrain leave in a backbone, all else being equal?
+
+Source: Zhao, Wu, Lau and Lin, "What makes instance discrimination good for transfer learning?" (ICLR 2021),
+whose claims are about objectives: here the arms differ in nothing else. Each is a ResNet-10 trained on the
+same views of ShapeWorld from the same weights of its seed: cross-entropy without and with a projector,
+SupCon, MoCo v2, Exemplar v2; MoCo on crops or on colours alone; an autoencoder. Rung ``time`` trains again
+with as many steps as fit in the time of cross-entropy; rungs of 2 and of 5 classes have as many images as the
+whole set. Learning rates are chosen on images held out, by the class, from the same grid for every arm. Read
+are the class and eight factors it is independent of, and classes that nobody was trained on.
+
+Command: ``probekit run analyses/pretraining.py --out reports/pretraining``
+
+Minutes: about 400 of one core; finished trainings are kept and found again.
+
+Expected: arms trained with labels read the class, and lose factors (hue, place, size) that random init has;
+arms without labels keep the factors and, at this length of training, stay near random init in the class.
+
+Would falsify it: an arm without labels that keeps no factor better than random init; one with labels that
+keeps them all as well as MoCo.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ladders.arms import draw_arms, over_seeds
+from ladders.climbing import climb
+
+from probekit import Plan, ResultTable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PLAN = Plan(
+    "analyses/pretraining.py",
+    {
+        # Of each rung what it gives ``pretrain`` beside the settings below.
+        "rungs": {
+            "images": {"arms": ["ce", "ce-mlp", "supcon", "moco-v2", "exemplar-v2"], "seeds": 5},
+            "crop-only": {"arms": ["moco-v2"], "seeds": 3, "augmentation": "crop-only"},
+            "colour-only": {"arms": ["moco-v2"], "seeds": 3, "augmentation": "colour-only"},
+            "decoder": {"arms": ["autoencoder"], "seeds": 3},
+            "time": {
+                "arms": ["ce-mlp", "supcon", "moco-v2", "exemplar-v2"], "seeds": 5, "budget": "time",
+            },
+            "2-classes": {
+                "arms": ["moco-v2", "exemplar-v2"], "seeds": 3,
+                "data": "shapeworld/source,train=80000,test=10000,classes=2",
+            },
+            "5-classes": {
+                "arms": ["moco-v2", "exemplar-v2"], "seeds": 3,
+                "data": "shapeworld/source,train=32000,test=4000,classes=5",
+            },
+        },
+        "data": "shapeworld/source,train=8000,test=1000",
+        "epochs": 20,
+        "batch_size": 128,
+        "queue": 4096,
+        "lr": [0.03, 0.1, 0.3],
+        "precision": "bfloat16",
+        # Of each table of probes the data and the targets.
+        "probes": {
+            "known": [
+                "shapeworld/source,train=4000,test=2000",
+                ["class", "x", "y", "scale", "rotation", "hue", "background", "clutter", "articulation"],
+            ],
+            "unseen": ["shapeworld/unseen,train=1000,test=1000", ["class", "x", "y", "rotation"]],
+        },
+        "taps": ["levels", "layer4|grid(3)"],
+        "random": 5,
+    },
+)  # fmt: skip
+
+
+def run(plan: Plan) -> dict[str, ResultTable]:
+    """Train every arm of every rung, probe all of them, and compare them over seeds."""
+    settings = dict(plan.settings)
+    probes = {name: (data, targets) for name, (data, targets) in settings.pop("probes").items()}
+    tables = climb(settings.pop("rungs"), probes, settings, settings.pop("taps"))
+    return {**tables, "arms": ResultTable.concat([over_seeds(tables[name]) for name in probes])}
+
+
+def draw(tables: dict[str, ResultTable]) -> dict[str, Figure]:
+    """Draw arms against random init on each data set, and the trainings."""
+    from probekit.figures import plot_training
+
+    probed = [name for name in tables if name not in ("pretrain", "arms")]
+    return {
+        **{f"arms-{name}": draw_arms(tables[name]) for name in probed},
+        "training": plot_training(tables["pretrain"]),
+    }
+
+
+def smoke(plan: Plan) -> Plan:
+    """Shrink to seconds: two arms, few images and steps."""
+    return plan.having(
+        rungs={
+            "images": {"arms": ["ce", "moco-v2"], "seeds": 2},
+            "time": {"arms": ["moco-v2"], "seeds": 2, "budget": "time"},
+        },
+        data="shapeworld/source,train=120,test=40",
+        probes={"known": ["shapeworld/source,train=60,test=40", ["class", "x"]]},
+        epochs=2,
+        batch_size=32,
+        queue=64,
+        lr=0.1,
+        precision="float32",
+        random=2,
+    )
