@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from probekit import ResultTable
 from probekit.functional import t_interval
@@ -106,7 +107,7 @@ def _why_not(found: Mapping[str, Any], in_time: float) -> str:
     return "ok" if in_time * found["value"] > 0 else "does not count: another sign at equal time"
 
 
-def _interval(values: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, Any]:
+def _interval(values: NDArray[np.floating[Any]]) -> dict[str, Any]:
     row: dict[str, Any] = {"value": float(values.mean()) if len(values) else None, "n": len(values)}
     if len(values) > 1:
         low, high = t_interval(values)
