@@ -21,13 +21,14 @@ from probekit.backbones.architectures import (
     timm_settings,
 )
 from probekit.backbones.backbone import Backbone, copy_module, freeze, token_facts, unwrap
+from probekit.backbones.bundled import bundled_facts, find_bundled
 from probekit.backbones.checkpoint import Checkpoint, digest_checkpoint, open_checkpoint
 from probekit.backbones.families import Family, recognise
 from probekit.backbones.formats import load_weights
 from probekit.backbones.inference import infer_architecture
 from probekit.backbones.preprocessing import ASSUMED, STATED, adjust, read_settings
 from probekit.backbones.reset import draw_random
-from probekit.backbones.spec import GRAMMAR, WORDS, ModelSpec, parse_model
+from probekit.backbones.spec import GRAMMAR, ModelSpec, parse_model
 from probekit.compute import choose_device
 from probekit.data.transforms import Preprocessing
 from probekit.errors import CheckpointError, InputError, near_names
@@ -146,17 +147,13 @@ def _build_and_fill(spec: ModelSpec) -> tuple[str, nn.Module, Checkpoint, bool, 
     word = spec.checkpoint_path is None
     if word and branch is not None:
         raise InputError("branch= beside a checkpoint file", f"{spec.checkpoint!r}", "Leave branch= out")
-    if spec.arch == "auto" and word and spec.checkpoint != "wheel":
+    if spec.arch == "auto" and word and spec.checkpoint != "wheel" and spec.bundled is None:
         raise InputError(
             "an architecture by name", f"auto:{spec.checkpoint}", "auto reads it from a file only"
         )
     if spec.seed is not None:
         module, notes = draw_random(spec.arch, spec.seed, size=size)
         return spec.arch, module, Checkpoint(f"random@{spec.seed}", notes=notes), False, Family("none")
-    if spec.checkpoint == "bundled":
-        raise CheckpointError(
-            f"a checkpoint: {WORDS}", "bundled, though this version bundles no weights yet", "Choose another"
-        )
     if spec.checkpoint == "pretrained":
         module, checkpoint = _load_pretrained(spec.arch, size)
         return spec.arch, module, checkpoint, bool(classifier_paths(module)), Family("timm")
@@ -164,6 +161,12 @@ def _build_and_fill(spec: ModelSpec) -> tuple[str, nn.Module, Checkpoint, bool, 
         path = find_wheel()
         if spec.arch not in {WHEEL_ARCH, "auto"}:
             raise InputError(f"{WHEEL_ARCH} beside wheel", repr(spec.arch), f"Write {WHEEL_ARCH}:wheel")
+    elif spec.bundled is not None:
+        path, of = find_bundled(spec.bundled), bundled_facts(spec.bundled)["arch"]
+        if spec.arch not in {of, "auto"}:
+            raise InputError(
+                f"{of} beside {spec.checkpoint}", repr(spec.arch), f"Write {of}:{spec.checkpoint}"
+            )
     else:
         path = Path(str(spec.checkpoint_path))
     opened = open_checkpoint(path)

@@ -14,7 +14,7 @@ from probekit.backbones.levels import LEVELS
 from probekit.data.transforms import INTERPOLATIONS
 from probekit.errors import InputError, near_names
 
-WORDS = "a path, random, random@SEED, pretrained, bundled or wheel"
+WORDS = "a path, random, random@SEED, pretrained, bundled@ARM or wheel"
 GRAMMAR = "[NAME=]ARCH:CHECKPOINT[,key=value…]"
 
 _FILE_ARCH = re.compile(r"((?:[A-Za-z]:[\\/])?[^:]*\.py):([^:]*)(?::(.*))?", re.DOTALL)
@@ -32,7 +32,7 @@ class ModelSpec:
     Attributes:
         name: What tables call it.
         arch: A timm name, one of ours, ``auto``, ``file.py:function`` or ``package.module.function``.
-        checkpoint: A path, or one of the words ``random``, ``random@SEED``, ``pretrained``, ``bundled``,
+        checkpoint: A path, or one of the words ``random``, ``random@SEED``, ``pretrained``, ``bundled@ARM``,
             ``wheel``.
         keys: Those given of branch (text), size and resize (pixels), mean and std (three numbers),
             interpolation (text) and levels (block path → level).
@@ -90,9 +90,19 @@ class ModelSpec:
     @property
     def checkpoint_path(self) -> str | None:
         """Where the checkpoint file lies; None for a word."""
-        if self.checkpoint in {"random", "pretrained", "bundled", "wheel"} or self.seed is not None:
+        if (
+            self.checkpoint in {"random", "pretrained", "wheel"}
+            or self.seed is not None
+            or self.bundled is not None
+        ):
             return None
         return str(Path(self.checkpoint).expanduser())
+
+    @property
+    def bundled(self) -> str | None:
+        """The arm whose weights come with the package; empty where none is named, None for other words."""
+        word, _, arm = self.checkpoint.partition("@")
+        return arm if word == "bundled" else None
 
     @property
     def seed(self) -> int | None:

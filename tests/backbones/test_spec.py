@@ -24,7 +24,7 @@ archs = st.one_of(
     st.builds("torchvision.models.{}".format, identifiers),
 )
 checkpoints = st.one_of(
-    st.sampled_from(["random", "pretrained", "bundled", "wheel", "C:\\runs\\a.pth", "/a=b/c:d.pth"]),
+    st.sampled_from(["random", "pretrained", "bundled@ce", "wheel", "C:\\runs\\a.pth", "/a=b/c:d.pth"]),
     st.integers(0, 10**9).map("random@{}".format),
     plain.map(lambda text: "dir/" + text),
 )
@@ -105,9 +105,9 @@ def test_keys_are_read():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("resnet50", "random@SEED, pretrained, bundled or wheel"),
-        ("sup=resnet50", "random@SEED, pretrained, bundled or wheel"),
-        ("net.py:make", "random@SEED, pretrained, bundled or wheel"),
+        ("resnet50", "random@SEED, pretrained, bundled@ARM or wheel"),
+        ("sup=resnet50", "random@SEED, pretrained, bundled@ARM or wheel"),
+        ("net.py:make", "random@SEED, pretrained, bundled@ARM or wheel"),
         ("resnet50:", "nothing"),
         (":random", "architecture before"),
         ("=resnet50:random", "name without commas"),
@@ -147,7 +147,7 @@ def test_words_and_paths_are_told_apart():
     assert parse_model("r:random@5").seed == 5
     assert parse_model("r:a.pth").seed is None
     assert parse_model("r:./random").checkpoint_path == "random"
-    for word in ("random", "random@3", "pretrained", "bundled", "wheel"):
+    for word in ("random", "random@3", "pretrained", "bundled@ce", "wheel"):
         assert parse_model(f"r:{word}").checkpoint_path is None
 
 
