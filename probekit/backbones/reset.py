@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -14,9 +15,13 @@ from probekit.backbones.backbone import Backbone, copy_module
 from probekit.backbones.checkpoint import Checkpoint
 from probekit.backbones.spec import function_parts, parse_model
 from probekit.errors import CheckpointError, InputError, near_names
+from probekit.seeds import random_stream
 
-# What a block is reset to: the draw of a random-init control, or what the architecture starts from.
-MODES = ("random", "arch_init")
+# What a block is reset to: the draw of a random-init control; what the architecture starts from; normal draws
+# with each tensor's mean and deviation; its own values in another order; the weights of another backbone.
+MODES = ("random", "arch_init", "stats", "shuffled", "copied")
+# What becomes of norm layers inside the blocks.
+NORMS = ("reset", "keep")
 STREAM = "random init"
 # Gains of residual branches by name: LayerScale, ConvNeXt, CaiT, ResMLP, PoolFormer, NFNet, ReZero, SkipInit.
 GAIN = re.compile(
@@ -92,9 +97,15 @@ def random_control(backbone: Backbone, name: str, seed: int) -> Backbone:
 
 
 def reset(
-    backbone: Backbone, blocks: str | Sequence[str], *, mode: str = "random", seed: int = 0
+    backbone: Backbone,
+    blocks: str | Sequence[str],
+    *,
+    mode: str = "random",
+    seed: int = 0,
+    norms: str = "reset",
+    source: Backbone | None = None,
 ) -> Backbone:
-    """Return a copy of a backbone in which the weights of some blocks are those of a random draw.
+    """Return a copy of a backbone in which the weights of some blocks are replaced.
 
     All other weights and statistics stay what they were, bit for bit. Batch norm inside the blocks has the
     statistics of no data, mean 0 and variance 1, as any draw has; see ``recalibrate_batch_norm``, whose
@@ -103,13 +114,20 @@ def reset(
     Args:
         backbone: Left as it is.
         blocks: Paths of modules, of which ``list_layers`` has those of its blocks, or names of parameters.
-        mode: ``random``, the draw of a random-init control, whose gains at or near zero are set to 1; or
-            ``arch_init``, what the architecture starts training from: residual branches may be off.
-        seed: Which draw, of the same stream as ``random@SEED``.
+        mode: ``random``, the draw of a random-init control, whose gains at or near zero are set to 1;
+            ``arch_init``, what the architecture starts training from: residual branches may be off;
+            ``stats``, normal draws with mean and standard deviation of each weight tensor as it was, as in
+            Matsoukas et al., What Makes Transfer Learning Work for Medical Images (CVPR 2022), section 3;
+            ``shuffled``, each tensor's own values in another order; or ``copied``, the weights and
+            statistics of ``source``: step 0 of the same pretraining, a later step, a finetuned backbone.
+        seed: Which draw; ``random`` and ``arch_init`` draw from the same stream as ``random@SEED``.
+        norms: What becomes of norm layers inside the blocks: ``reset``, as the mode has it (gain 1, shift 0
+            under ``stats``); or ``keep``, gains, shifts and statistics as they were.
+        source: The backbone whose weights are copied, of the same architecture.
 
     Raises:
-        InputError: If a path names no module or parameter, or the classifier is in it or around it; or the
-            mode is unknown.
+        InputError: If a path names no module or parameter, or the classifier is in it or around it; the
+            mode is unknown; or ``source`` is missing, has other weights, or comes with another mode.
         CheckpointError: If a module made in Python holds weights that none of its layers can draw anew.
 
     Examples:
@@ -120,19 +138,110 @@ def reset(
         >>> [torch.equal(one.conv1.weight, other.conv1.weight) for one, other in blocks]
         [False, False, True]
     """
-    if mode not in MODES:
-        raise InputError(f"a mode among {', '.join(MODES)}", repr(mode), "random is the default")
+    for what, value, known in (("mode", mode, MODES), ("norms", norms, NORMS)):
+        if value not in known:
+            raise InputError(f"a {what} among {', '.join(known)}", repr(value), f"{known[0]} is the default")
     paths = list(dict.fromkeys([blocks] if isinstance(blocks, str) else blocks))
     _check_blocks(backbone, paths)
+    _check_source(backbone, mode, source)
     module = copy_module(backbone.module)
-    values, drawn = module.state_dict(), _like(backbone, mode, seed).state_dict()
+    kept = _norm_tensors(module) if norms == "keep" else set()
+    names = [
+        name
+        for name in module.state_dict()
+        if name not in kept and any(f"{name}.".startswith(f"{path}.") for path in paths)
+    ]
+    values, drawn = module.state_dict(), _replacement(backbone, mode, seed, source, names)
     with torch.no_grad():
-        for name, value in values.items():
-            if any(f"{name}.".startswith(f"{path}.") for path in paths):
-                value.copy_(drawn[name])
+        for name in names:
+            values[name].copy_(drawn[name])
     several = f"{len(paths)} blocks, {paths[0]} to {paths[-1]}," if len(paths) > 1 else paths[0]
-    kind = "draw" if mode == "random" else "initial draw"
-    return backbone.edited(module, f"{several} reset to the weights of {kind} {seed}, {mode}")
+    return backbone.edited(module, f"{several} {_said(mode, seed, source, norms)}")
+
+
+def _replacement(
+    backbone: Backbone, mode: str, seed: int, source: Backbone | None, names: Sequence[str]
+) -> Mapping[str, torch.Tensor]:
+    """Return what the named tensors become."""
+    if mode == "copied":
+        assert source is not None
+        return source.module.state_dict()
+    if mode in ("random", "arch_init"):
+        return _like(backbone, mode, seed).state_dict()
+    state, norm_tensors = backbone.module.state_dict(), _norm_tensors(backbone.module)
+    learnt = {name for name, _ in backbone.module.named_parameters()}
+    found = {}
+    for name in names:
+        if name not in learnt | norm_tensors:
+            # Tables of positions and the like are no weights.
+            found[name] = state[name]
+        elif name in norm_tensors and (mode == "stats" or "running_" in name or "num_batches" in name):
+            # Gain 1 and shift 0; the statistics of no data.
+            one = name.rpartition(".")[2] in ("weight", "running_var")
+            found[name] = torch.full_like(state[name], 1 if one else 0)
+        else:
+            found[name] = _redrawn(state[name], mode, random_stream(f"{mode} reset", name, seed))
+    return found
+
+
+def _redrawn(value: torch.Tensor, mode: str, draws: np.random.Generator) -> torch.Tensor:
+    """Return a tensor of the same numbers in another order, or of normal draws with their statistics."""
+    held = value.detach().cpu().double().numpy()
+    if mode == "shuffled":
+        made = draws.permutation(held.ravel()).reshape(held.shape)
+    else:
+        made = held.mean() + held.std() * draws.standard_normal(held.shape)
+    return torch.from_numpy(np.asarray(made)).to(value)
+
+
+def _norm_tensors(module: nn.Module) -> set[str]:
+    """Return the names of weights and statistics of norm layers."""
+    return {
+        f"{path}.{name}" if path else name
+        for path, one in module.named_modules()
+        if _is_norm(one)
+        for name in one.state_dict()
+    }
+
+
+def _is_norm(module: nn.Module) -> bool:
+    name = type(module).__name__.lower()
+    return "norm" in name and "responsenorm" not in name
+
+
+def _said(mode: str, seed: int, source: Backbone | None, norms: str) -> str:
+    """Return what the checkpoint report says of a reset."""
+    kept = ", norm layers kept" if norms == "keep" else ""
+    if mode == "copied":
+        assert source is not None
+        return f"copied from {source.name}, weights {source.weights[:12]}{kept}"
+    if mode in ("random", "arch_init"):
+        kind = "draw" if mode == "random" else "initial draw"
+        return f"reset to the weights of {kind} {seed}, {mode}{kept}"
+    how = "drawn with each tensor's mean and deviation" if mode == "stats" else "shuffled within each tensor"
+    return f"{how}, seed {seed}, {mode}{kept}"
+
+
+def _check_source(backbone: Backbone, mode: str, source: Backbone | None) -> None:
+    """Refuse a source that does not fit, is missing, or would not be used."""
+    if (source is None) == (mode == "copied"):
+        came = "none" if source is None else source.name
+        raise InputError("a source with mode copied, and with no other", f"{mode} and {came}", "Change one")
+    if source is None:
+        return
+    own, other = (
+        {n: tuple(v.shape) for n, v in one.module.state_dict().items()} for one in (backbone, source)
+    )
+    heads = {*classifier_paths(backbone.module), *classifier_paths(source.module)}
+    for names in (own, other):
+        for name in [name for name in names if any(name.startswith(f"{head}.") for head in heads)]:
+            del names[name]
+    if own != other:
+        wrong = sorted(name for name in own.keys() | other.keys() if own.get(name) != other.get(name))
+        raise InputError(
+            f"a source with the weights of {backbone.arch}", f"{source.arch}, which differs in {wrong[0]}",
+            "Copy from the same architecture",
+        )  # fmt: skip
 
 
 def switch_on(module: nn.Module) -> list[str]:
@@ -144,9 +253,7 @@ def switch_on(module: nn.Module) -> list[str]:
     heads = classifier_paths(module)
     switched = []
     for path, owner in module.named_modules():
-        is_norm = (
-            "norm" in type(owner).__name__.lower() and "responsenorm" not in type(owner).__name__.lower()
-        )
+        is_norm = _is_norm(owner)
         for leaf, parameter in owner.named_parameters(recurse=False):
             name = f"{path}.{leaf}" if path else leaf
             if path in heads or not _scales_channels(parameter):

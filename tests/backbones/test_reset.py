@@ -261,6 +261,8 @@ def test_a_block_around_the_classifier_and_an_unknown_mode_are_refused():
         reset(backbone, "top")
     with pytest.raises(InputError, match="a mode among random, arch_init"):
         reset(backbone, "body", mode="zero")
+    with pytest.raises(InputError, match="a norms among reset, keep"):
+        reset(backbone, "body", norms="drop")
 
 
 def test_gains_that_no_layer_draws_are_refused_for_the_initial_draw():
@@ -277,3 +279,96 @@ def test_gains_that_no_layer_draws_are_refused_for_the_initial_draw():
     assert reset(backbone, "gamma").module.gamma.flatten().tolist() == [1.0] * 4
     with pytest.raises(CheckpointError, match="gamma"):
         reset(backbone, "gamma", mode="arch_init")
+
+
+def weighted(seed: int = 9) -> Backbone:
+    """Return a ResNet whose norm layers hold gains, shifts and statistics of their own."""
+    backbone = load_backbone(f"cifar_resnet20:random@{seed}")
+    module = copy.deepcopy(backbone.module)
+    draws = torch.Generator().manual_seed(seed)
+    for one in module.modules():
+        if isinstance(one, nn.BatchNorm2d):
+            for tensor in (one.weight.data, one.bias.data, one.running_mean, one.running_var):
+                tensor.copy_(torch.rand(tensor.shape, generator=draws) + 0.5)
+            one.num_batches_tracked.fill_(7)
+    return backbone.edited(module, "weighted")
+
+
+def test_matched_statistics_are_those_of_each_tensor_and_nothing_else_of_it():
+    backbone = weighted()
+    found = reset(backbone, "layer3", mode="stats", seed=1).module
+    for path in ("layer3.0.conv1", "layer3.2.conv2"):
+        new, old = (one.get_submodule(path).weight.detach() for one in (found, backbone.module))
+        # 36,864 draws: four standard errors
+        error = float(old.std()) / new.numel() ** 0.5
+        assert abs(float(new.mean() - old.mean())) < 4 * error
+        assert abs(float(new.std() - old.std())) < 4 * error
+        assert abs(float(torch.corrcoef(torch.stack([new.ravel(), old.ravel()]))[0, 1])) < 0.03
+        assert float((new - new.mean()).pow(4).mean() / new.var() ** 2) == pytest.approx(3, abs=0.15)
+    norm = found.layer3[1].bn1
+    assert torch.equal(norm.weight, torch.ones(64))
+    assert not norm.bias.any()
+    assert not norm.running_mean.any()
+    assert torch.equal(norm.running_var, torch.ones(64))
+    assert int(norm.num_batches_tracked) == 0
+    assert same(found.layer2, backbone.module.layer2)
+
+
+def test_shuffled_tensors_hold_their_own_numbers_in_another_order():
+    backbone = weighted()
+    found = reset(backbone, "layer3.1", mode="shuffled").module.layer3[1]
+    old = backbone.module.layer3[1]
+    for name in ("conv1.weight", "bn1.weight", "bn2.bias"):
+        new, before = found.get_parameter(name), old.get_parameter(name)
+        assert not torch.equal(new, before)
+        assert torch.equal(new.ravel().sort()[0], before.ravel().sort()[0])
+    assert torch.equal(found.bn1.running_var, torch.ones(64))
+
+
+@pytest.mark.parametrize("mode", ["random", "arch_init", "stats", "shuffled"])
+def test_norm_layers_stay_where_they_are_to_be_kept(mode):
+    backbone = weighted()
+    found = reset(backbone, "layer3.1", mode=mode, norms="keep")
+    assert same(found.module.layer3[1].bn1, backbone.module.layer3[1].bn1)
+    assert same(found.module.layer3[1].bn2, backbone.module.layer3[1].bn2)
+    assert not torch.equal(found.module.layer3[1].conv1.weight, backbone.module.layer3[1].conv1.weight)
+    assert "norm layers kept" in found.checkpoint.notes[-1]
+
+
+@pytest.mark.parametrize("mode", ["stats", "shuffled"])
+def test_draws_of_a_tensor_do_not_depend_on_the_other_blocks(mode):
+    backbone = weighted()
+    one, both = (reset(backbone, blocks, mode=mode) for blocks in ("layer2.1", ["layer1", "layer2.1"]))
+    assert same(one.module.layer2[1], both.module.layer2[1])
+    other = reset(backbone, "layer2.1", mode=mode, seed=1)
+    assert not torch.equal(one.module.layer2[1].conv1.weight, other.module.layer2[1].conv1.weight)
+
+
+def test_copied_blocks_are_those_of_the_source_statistics_and_all():
+    backbone, source = weighted(9), weighted(3)
+    found = reset(backbone, ["layer1", "layer3.2"], mode="copied", source=source)
+    assert same(found.module.layer1, source.module.layer1)
+    assert same(found.module.layer3[2], source.module.layer3[2])
+    assert same(found.module.layer2, backbone.module.layer2)
+    assert source.weights[:12] in found.checkpoint.notes[-1]
+
+
+def test_a_source_that_does_not_fit_is_refused():
+    backbone = weighted()
+    with pytest.raises(InputError, match="a source with mode copied"):
+        reset(backbone, "layer1", mode="copied")
+    with pytest.raises(InputError, match="and with no other"):
+        reset(backbone, "layer1", source=backbone)
+    with pytest.raises(InputError, match=r"weights of cifar_resnet20.*cifar_resnet32"):
+        reset(backbone, "layer1", mode="copied", source=load_backbone("cifar_resnet32:random"))
+
+
+def test_tables_that_are_no_weights_stay():
+    module = timm.create_model(
+        "swin_tiny_patch4_window7_224", img_size=56, embed_dim=16, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1)
+    )
+    backbone = Backbone.from_module(module, preprocessing=Preprocessing(56, 56))
+    found = reset(backbone, "layers.0", mode="shuffled").module.layers[0].blocks[0].attn
+    own = module.layers[0].blocks[0].attn
+    assert torch.equal(found.relative_position_index, own.relative_position_index)
+    assert not torch.equal(found.qkv.weight, own.qkv.weight)
