@@ -84,15 +84,56 @@ class Preprocessing:
         Returns:
             (size, size, 3) pixels. Normalisation is left to the device: see ``normalise``.
         """
-        width, height = image.size
-        short = min(width, height)
-        if short != self.resize:
-            # The long side is truncated, not rounded, as torchvision and timm do.
-            long = int(self.resize * max(width, height) / short)
-            wanted = (self.resize, long) if width <= height else (long, self.resize)
-            image = image.resize(wanted, INTERPOLATIONS[self.interpolation])
-            width, height = wanted
-        left, top = round((width - self.size) / 2.0), round((height - self.size) / 2.0)
-        if (width, height) != (self.size, self.size):
+        return self._prepared(image, INTERPOLATIONS[self.interpolation])
+
+    def places(self, positions: NDArray[np.floating[Any]], width: int, height: int) -> NDArray[np.float32]:
+        """Return where positions of an image come to lie in the input.
+
+        Args:
+            positions: (K, 2) x and y in pixels of the image, from its upper left corner.
+            width: Of the image, in pixels.
+            height: Of the image, in pixels.
+
+        Returns:
+            (K, 2) shares of the sides of the input; below 0 or above 1 where they are cropped away.
+
+        Examples:
+            >>> Preprocessing(50, 100).places(np.array([[100.0, 50.0]]), 200, 100)
+            array([[0.5, 0.5]], dtype=float32)
+        """
+        wanted = self._resized(width, height)
+        scaled = np.asarray(positions, np.float64) * np.divide(wanted, (width, height))
+        return np.asarray((scaled - self._corner(wanted)) / self.size, np.float32)
+
+    def places_of_classes(self, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Resize and crop a map of classes as its image is, each pixel the nearest of the map.
+
+        Args:
+            mask: (H, W) one number a pixel.
+
+        Returns:
+            (size, size).
+        """
+        return self._prepared(Image.fromarray(mask), INTERPOLATIONS["nearest"])
+
+    def _prepared(self, image: Image.Image, interpolation: Image.Resampling) -> NDArray[np.uint8]:
+        wanted = self._resized(*image.size)
+        if image.size != wanted:
+            image = image.resize(wanted, interpolation)
+        left, top = self._corner(wanted)
+        if wanted != (self.size, self.size):
             image = image.crop((left, top, left + self.size, top + self.size))
         return np.asarray(image)
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        """Return width and height once the short side is ``resize``."""
+        short = min(width, height)
+        if short == self.resize:
+            return width, height
+        # The long side is truncated, not rounded, as torchvision and timm do.
+        long = int(self.resize * max(width, height) / short)
+        return (self.resize, long) if width <= height else (long, self.resize)
+
+    def _corner(self, wanted: tuple[int, int]) -> tuple[int, int]:
+        """Return left and top of the crop."""
+        return round((wanted[0] - self.size) / 2.0), round((wanted[1] - self.size) / 2.0)

@@ -1,0 +1,285 @@
+"""One training of one task from one backbone: from step 0 to its scores, resumable."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from probekit.backbones.architectures import seeded
+from probekit.backbones.backbone import Backbone
+from probekit.data.images import ImageSet
+from probekit.data.regions import each_image
+from probekit.data.splits import hold_out
+from probekit.data.transforms import Preprocessing
+from probekit.errors import DataError, InputError
+from probekit.features.streaming import stream
+from probekit.finetuning.network import Headed, Reading, Tuned, read_for
+from probekit.seeds import random_stream
+from probekit.taps.tap import Tap
+from probekit.training.loop import Journal, train
+from probekit.training.optimisers import Optimisation
+
+if TYPE_CHECKING:
+    from probekit.tasks.task import Score, Task, Values
+
+# Shares of all steps at which the images held out are asked.
+WATCHED = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+# Share of train that is held out where there is no val split.
+HELD = 0.15
+# Bytes of features of a frozen backbone that are kept in memory.
+MOST_BYTES = 4 << 30
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The images of one split as a backbone is given them, and what is to be said of them.
+
+    Attributes:
+        rows: Places in the data set.
+        pixels: (N, S, S, 3) uint8.
+        truth: (N, …).
+    """
+
+    rows: NDArray[np.int64]
+    pixels: NDArray[np.uint8]
+    truth: Values
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A data set for one task at one input size.
+
+    Attributes:
+        images: The whole data set.
+        task: What is asked of it.
+        preprocessing: How images become input.
+        train: Trained on.
+        val: Chooses learning rates.
+        test: Scored once.
+    """
+
+    images: ImageSet
+    task: Task
+    preprocessing: Preprocessing
+    train: Part
+    val: Part
+    test: Part
+    # Features of the last frozen backbone, by its weights and how it was read.
+    kept: dict[Any, dict[str, NDArray[Any]]] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, images: ImageSet, task: Task, preprocessing: Preprocessing, fraction: float = 1.0) -> Data:
+        """Decode all images once.
+
+        Args:
+            images: With train and test images; a part of train is held out where there is no val.
+            task: What is asked of it.
+            preprocessing: How images become input.
+            fraction: Share of the training images that is used, by class where there is one.
+
+        Raises:
+            DataError: If a split is missing, or the target cannot be used.
+            InputError: If the fraction is not in (0, 1].
+        """
+        if not 0 < fraction <= 1:
+            raise InputError("a fraction of the training images in (0, 1]", str(fraction), "1 uses all")
+        rows = {role: images.indices(role) for role in ("train", "val", "test")}
+        for role in ("train", "test"):
+            if not len(rows[role]):
+                raise DataError(f"{role} images in {images.name}", "none", "Name the splits, or open others")
+        labels = _labels(images, task, rows["train"])
+        if not len(rows["val"]):
+            kept, held = hold_out(labels, HELD, stratified=task.kind == "class", use="finetuning split")
+            rows["train"], rows["val"], labels = rows["train"][kept], rows["train"][held], labels[kept]
+        if fraction < 1:
+            left, _ = hold_out(labels, 1 - fraction, stratified=task.kind == "class", use="data fraction")
+            rows["train"] = rows["train"][left]
+        train, val, test = (_part(images, task, preprocessing, rows[one]) for one in rows)
+        return cls(images, task, preprocessing, train, val, test)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what stands for it in keys."""
+        return {
+            "images": self.images.digest,
+            **self.task.facts(),
+            "preprocessing": self.preprocessing.facts(),
+            "train": self.train.rows.tolist(),
+            "val": self.val.rows.tolist(),
+        }
+
+
+def _labels(images: ImageSet, task: Task, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    if task.kind != "class":
+        return np.zeros(len(rows), np.int64)
+    return np.asarray(images.targets[task.target].values[rows], np.int64)
+
+
+def _part(images: ImageSet, task: Task, preprocessing: Preprocessing, rows: NDArray[np.int64]) -> Part:
+    some = images.select(rows)
+    pixels = each_image(some, partial(some.pixels, preprocessing=preprocessing), "Reading")
+    return Part(rows, pixels, task.truth(some, preprocessing))
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """All that one training depends on, beside backbone and data.
+
+    Attributes:
+        optimisation: Steps and learning rate.
+        tuned: Whether the backbone is trained with its head.
+        batch_norm: ``train`` or ``frozen``, while a backbone is trained.
+        batch_size: Images a step.
+        seed: Of head and order.
+        precision: Of the forward passes.
+    """
+
+    optimisation: Optimisation
+    tuned: bool
+    batch_norm: str
+    batch_size: int
+    seed: int
+    precision: str = "float32"
+
+    def facts(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {**asdict(self), "optimisation": self.optimisation.facts()}
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What one training came to.
+
+    Attributes:
+        val: First metric on the images held out.
+        test: Metrics on test.
+        facts: ``wall_s``, ``loss``, and what else is told.
+        learner: The network itself; None where it was read back.
+    """
+
+    val: float
+    test: Mapping[str, Score]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    learner: Headed | None = None
+
+
+def finetune(backbone: Backbone, data: Data, one: Finetuning, folder: Path | None = None) -> Trained:
+    """Train a head, and the backbone below it if it is to be tuned, and score it on test.
+
+    Args:
+        backbone: Left as it is.
+        data: At its input size.
+        one: What is trained, and how.
+        folder: Holds snapshot and curves; None keeps nothing.
+
+    Raises:
+        InputError: If the backbone cannot be read for the task, or batch norm cannot be trained.
+        TrainingDiverged: If the loss is no number.
+    """
+    began = time.monotonic()
+    reading = read_for(backbone, data.task)
+    with seeded("finetuning head", data.task.name, *reading.shape, one.seed):
+        head = data.task.head(reading.shape, data.train.truth)
+    learner, given = (_tuned if one.tuned else _frozen)(backbone, data, head, reading, one)
+    learner.to(backbone.device)
+    truth = torch.from_numpy(data.train.truth)
+
+    def batches(step: int) -> tuple[Tensor, Tensor]:
+        rows = batch_rows(len(data.train), one.batch_size, step, one.seed)
+        return given("train", rows), truth[rows].to(backbone.device)
+
+    def ask(split: str) -> Mapping[str, Score]:
+        part: Part = getattr(data, split)
+        parts = np.array_split(np.arange(len(part)), -(-len(part) // one.batch_size))
+        learner.eval()
+        with torch.inference_mode():
+            answers = [data.task.answer(learner.outputs(given(split, rows))) for rows in parts]
+        return data.task.score(np.concatenate(answers), part.truth)
+
+    first = data.task.metrics[0]
+    steps = one.optimisation.steps
+    journal = Journal[tuple[Tensor, Tensor]](
+        folder,
+        watch=[round(share * steps) for share in WATCHED],
+        monitor=lambda: {f"val_{first}": ask("val")[first].value},
+        seed=one.seed,
+        unit=one.batch_size,
+        label=f"{backbone.name}, {data.task.name}, seed {one.seed}",
+    )
+    train(learner, batches, one.optimisation, journal, precision=one.precision)
+    facts = {"wall_s": time.monotonic() - began, "n_train": len(data.train), "readout": reading.readout}
+    return Trained(ask("val")[first].value, ask("test"), facts, learner)
+
+
+def batch_rows(count: int, batch_size: int, step: int, seed: int) -> NDArray[np.int64]:
+    """Return the images of a step; an epoch visits every image at most once, in an order of its own."""
+    size = min(batch_size, count)
+    epoch, place = divmod(step, count // size)
+    order = random_stream("finetuning order", seed, epoch).permutation(count)
+    return order[place * size : (place + 1) * size]
+
+
+Given = Callable[[str, NDArray[np.int64]], Tensor]
+
+
+def _tuned(
+    backbone: Backbone, data: Data, head: torch.nn.Module, reading: Reading, one: Finetuning
+) -> tuple[Headed, Given]:
+    """Return backbone and head, and what makes batches of normalised images."""
+    learner = Tuned(backbone, data.task, head, reading, one.batch_norm)
+    mean, std = (
+        torch.tensor(triple, device=backbone.device).view(1, 3, 1, 1)
+        for triple in (data.preprocessing.mean, data.preprocessing.std)
+    )
+
+    def given(split: str, rows: NDArray[np.int64]) -> Tensor:
+        pixels = torch.from_numpy(getattr(data, split).pixels[rows]).to(backbone.device)
+        images = pixels.permute(0, 3, 1, 2).float().div_(255)
+        return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+
+    return learner.to(memory_format=torch.channels_last), given
+
+
+def _frozen(
+    backbone: Backbone, data: Data, head: torch.nn.Module, reading: Reading, one: Finetuning
+) -> tuple[Headed, Given]:
+    """Return a head alone, and what gives it features: each image passes once through the backbone."""
+    key = backbone.weights, reading
+    if key not in data.kept:
+        data.kept.clear()
+        data.kept[key] = _features(backbone, data, reading)
+    kept = data.kept[key]
+
+    def given(split: str, rows: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(kept[split][rows]).to(backbone.device)
+
+    return Headed(data.task, head), given
+
+
+def _features(backbone: Backbone, data: Data, reading: Reading) -> dict[str, NDArray[Any]]:
+    """Return what is read of every split."""
+    count = len(data.train) + len(data.val) + len(data.test)
+    needed = 4 * count * int(np.prod(reading.shape))
+    if needed > MOST_BYTES:
+        raise InputError(
+            f"features of at most {MOST_BYTES / 1e9:.1f} GB of a frozen backbone", f"{needed / 1e9:.1f} GB",
+            "Lower the input size, use fewer images, or tune the backbone",
+        )  # fmt: skip
+    tap = Tap(reading.path, element=reading.element, readout=reading.readout)
+    kept = {}
+    for split in ("train", "val", "test"):
+        some = data.images.select(getattr(data, split).rows)
+        batches = [next(iter(values.values())) for _, values in stream(backbone, some, [tap])]
+        kept[split] = np.concatenate(batches).reshape(len(some), *reading.shape)
+    return kept

@@ -1,0 +1,150 @@
+"""A head on the deepest block of a backbone: frozen, or trained with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from probekit.backbones.backbone import Backbone, copy_module
+from probekit.backbones.batch_norm import is_folded
+from probekit.errors import InputError
+from probekit.taps.facts import layer_facts, list_blocks
+from probekit.taps.readout import Layout, map_size, read
+from probekit.taps.trace import returned_tensors
+from probekit.training.loop import Learner
+
+if TYPE_CHECKING:
+    from probekit.tasks.task import Task
+
+# Positions a side that a head sees of a grid.
+SIDE = 3
+# What batch norm does while a backbone is trained: takes the statistics of the batch, or keeps its own.
+BATCH_NORM = ("train", "frozen")
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the deepest block of a backbone is given to a head.
+
+    Attributes:
+        path: Its module.
+        element: Which tensor it returns, where it returns several.
+        place: The tap in words, for messages.
+        layout: Of that tensor.
+        readout: What is read.
+        shape: Of what is read, per image.
+    """
+
+    path: str
+    element: Any
+    place: str
+    layout: Layout
+    readout: str
+    shape: tuple[int, ...]
+
+    def __call__(self, activation: Tensor) -> Tensor:
+        """Return (N, …) what the head is given."""
+        return read(activation, self.readout, self.layout).reshape(len(activation), *self.shape)
+
+
+def read_for(backbone: Backbone, task: Task) -> Reading:
+    """Return how a task reads the deepest block, so that every level lies on the way to its head.
+
+    Raises:
+        InputError: If the task needs positions and the block has none.
+        TapError: If the block cannot be read.
+    """
+    block = list_blocks(backbone)[-1]
+    facts = layer_facts(backbone)
+    tap = block.tap
+    layout = facts.layout(tap)
+    shape = facts.value(tap).shape[1:]
+    size = layout.grid if layout.axes == "NLC" else map_size(layout, shape)
+    readout = _readout(backbone, task, layout, size)
+    if readout == "raw" and layout.axes == "NHWC":
+        shape = (shape[2], shape[0], shape[1])
+    elif task.reads == "map" and size is not None:
+        shape = (shape[0] if layout.axes == "NCHW" else shape[-1], *size)
+    elif readout != "raw":
+        width = shape[0] if layout.axes in ("NC", "NCHW") else shape[-1]
+        shape = (width * (int(readout[5:-1]) ** 2 if readout.startswith("grid") else 1),)
+    return Reading(tap.path, tap.element, tap.place, layout, readout, tuple(shape))
+
+
+def _readout(backbone: Backbone, task: Task, layout: Layout, size: tuple[int, int] | None) -> str:
+    if task.reads == "vector":
+        return {"NC": "raw", "NLC": "patch_mean"}.get(layout.axes, "gap")
+    if size is None or (task.reads == "map" and layout.axes == "NLC" and size[0] != size[1]):
+        raise InputError(
+            f"positions in the deepest block of {backbone.name}, for {task.name}",
+            f"axes {layout.axes}" if size is None else f"{size[0]} × {size[1]} tokens",
+            "Choose a convolutional network, or square images",
+        )  # fmt: skip
+    if task.reads == "grid":
+        return f"grid({min(SIDE, *size)})"
+    return f"grid({size[0]})" if layout.axes == "NLC" else "raw"
+
+
+class Headed(Learner[Batch]):
+    """A head on what is read already: on features of a frozen backbone."""
+
+    def __init__(self, task: Task, head: nn.Module) -> None:
+        super().__init__()
+        self.task, self.head = task, head
+
+    def outputs(self, given: Tensor) -> Tensor:
+        """Return what the head makes of a batch."""
+        made: Tensor = self.head(given)
+        return made
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the loss of (given, truth)."""
+        given, truth = batch
+        return self.task.loss(self.outputs(given), truth)
+
+
+class Tuned(Headed):
+    """A backbone and a head that are trained together; batches are normalised images."""
+
+    def __init__(
+        self, backbone: Backbone, task: Task, head: nn.Module, reading: Reading, batch_norm: str
+    ) -> None:
+        super().__init__(task, head)
+        if batch_norm not in BATCH_NORM:
+            raise InputError(f"batch norm among {', '.join(BATCH_NORM)}", repr(batch_norm), "Choose one")
+        if batch_norm == "train" and is_folded(backbone.module):
+            raise InputError(
+                "batch norm with statistics of its own",
+                f"{backbone.name}, whose batch norm is folded into its convolutions",
+                "Run probekit unfold first, or set batch_norm=frozen",
+            )
+        self.module = copy_module(backbone.module).requires_grad_(True)
+        self.reading, self.batch_norm = reading, batch_norm
+        self._read: list[Tensor] = []
+        self.module.get_submodule(reading.path).register_forward_hook(self._hook)
+
+    def _hook(self, _module: nn.Module, _given: Any, returned: Any) -> None:  # noqa: ANN401 - any module's
+        # Read at once: what follows may change the tensor in place.
+        live = returned_tensors(returned).pick(self.reading.element, self.reading.place)[1]
+        self._read.append(self.reading(live))
+
+    def outputs(self, given: Tensor) -> Tensor:
+        """Return what the head makes of a batch of images."""
+        self._read.clear()
+        self.module(given)
+        made: Tensor = self.head(self._read.pop())
+        return made
+
+    def train(self, mode: bool = True) -> Tuned:
+        """Set the mode of backbone and head; frozen batch norm stays as it is in use."""
+        super().train(mode)
+        if self.batch_norm == "frozen":
+            for one in self.module.modules():
+                if isinstance(one, _BatchNorm):
+                    one.eval()
+        return self
