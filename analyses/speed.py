@@ -17,7 +17,8 @@ as fast as scikit-learn at its best settings on narrow taps and 10 times on the 
 most 1e-4 for what is chosen and test accuracy within 0.2 points; from JPEG files to probes twice as fast as
 by hand. Planted rows of 1,000 classes, one thread (``reports/speed_many_classes``): 1.7 times as fast as
 scikit-learn at D = 320 and 10,000 or 50,000 rows, which stops 30 and 330 times further from the optimum of
-the penalty that is chosen; at D = 2,048 and 10,000 rows, 2.6 times its time, 38 times nearer. Steps of MoCo
+the penalty that is chosen; at D = 2,048 and 10,000 rows, 2.6 times its time, 38 times nearer; at D = 2,048
+and 50,000 rows (``reports/speed_widest``), 1.4 times its time as extrapolated from one penalty. Steps of MoCo
 v2, views included, one thread (``reports/speed_training``): twice as many images a second as lightly.
 
 Would falsify it: on a quiet machine, any peer that is faster at the same precision of result.

@@ -446,12 +446,12 @@ def _provenance(
     made_by = {
         "probekit": __version__,
         "settings": {
-            "models": [_reference(one) for one in each(comparison.models)],
-            "data": [_reference(one) for one in each(comparison.data)],
+            "models": [reference(one) for one in each(comparison.models)],
+            "data": [reference(one) for one in each(comparison.data)],
             **settings,
         },
         "models": known,
-        "data": {images.name: _data_facts(images) for images in comparison.sets},
+        "data": {images.name: data_facts(images) for images in comparison.sets},
         "versions": software_versions(),
     }
     return {
@@ -466,7 +466,8 @@ def _provenance(
     }
 
 
-def _data_facts(images: ImageSet) -> dict[str, Any]:
+def data_facts(images: ImageSet) -> dict[str, Any]:
+    """Return what provenance says of a data set."""
     return {
         "digest": images.digest,
         "n": {role: len(images.indices(role)) for role in ("train", "val", "test")},
@@ -477,7 +478,7 @@ def _data_facts(images: ImageSet) -> dict[str, Any]:
     }
 
 
-def _reference(one: Any) -> Any:  # noqa: ANN401 - whatever the caller gave
+def reference(one: Any) -> Any:  # noqa: ANN401 - whatever the caller gave
     """Return the words of a model or data set, or its digest if it lives only in this process."""
     if isinstance(one, str | Mapping):
         return one

@@ -193,7 +193,7 @@ def finetune(backbone: Backbone, data: Data, one: Finetuning, folder: Path | Non
         head = data.task.head(reading.shape, data.train.truth)
     learner, given = (_tuned if one.tuned else _frozen)(backbone, data, head, reading, one)
     learner.to(backbone.device)
-    truth = torch.from_numpy(data.train.truth)
+    truth = torch.tensor(data.train.truth)
 
     def batches(step: int) -> tuple[Tensor, Tensor]:
         rows = batch_rows(len(data.train), one.batch_size, step, one.seed)

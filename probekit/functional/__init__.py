@@ -65,6 +65,7 @@ _HOMES = {
     "principal_axes": "standardise",
     "procrustes_angle": "similarity",
     "rankme": "spectrum",
+    "ratio_interval": "intervals",
     "relevance_rank": "localisation",
     "representational_similarity": "similarity",
     "resampled_sums": "intervals",
@@ -113,6 +114,7 @@ if TYPE_CHECKING:
     from probekit.functional.intervals import bootstrap_statistic as bootstrap_statistic
     from probekit.functional.intervals import jackknife_interval as jackknife_interval
     from probekit.functional.intervals import paired_difference as paired_difference
+    from probekit.functional.intervals import ratio_interval as ratio_interval
     from probekit.functional.intervals import resampled_sums as resampled_sums
     from probekit.functional.intervals import t_interval as t_interval
     from probekit.functional.invariance import TargetInvariance as TargetInvariance

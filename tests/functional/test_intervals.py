@@ -15,6 +15,7 @@ from probekit.functional import (
     bootstrap_statistic,
     intervals,
     paired_difference,
+    ratio_interval,
     resampled_sums,
     t_interval,
 )
@@ -197,3 +198,33 @@ def test_says_what_is_wrong(call, said):
 def test_an_undefined_score_is_not_resampled():
     with pytest.raises(NonFiniteFeatures, match="first row 1"):
         bootstrap_means([[0.0], [np.nan]], stream=stream())
+
+
+def test_the_interval_of_a_ratio_covers_it_as_often_as_it_says():
+    draws = np.random.default_rng(0)
+    covered = 0
+    for _ in range(2000):
+        y = draws.normal(4.0, 1.0, 5)
+        x = 0.5 * y + draws.normal(0.0, 0.5, 5)
+        low, high = ratio_interval(x, y)
+        # Where y is not told from 0 any ratio is possible: that interval covers.
+        covered += not np.isfinite(low) or low <= 0.5 <= high
+    # 95 % ± four standard errors
+    assert abs(covered / 2000 - 0.95) < 0.02
+
+
+def test_ends_of_the_interval_of_a_ratio_are_where_the_difference_is_just_not_told_from_0():
+    draws = np.random.default_rng(1)
+    y = draws.normal(3.0, 0.5, 6)
+    x = 0.4 * y + draws.normal(0.0, 0.3, 6)
+    for end in ratio_interval(x, y):
+        assert min(np.abs(t_interval(x - end * y))) == pytest.approx(0, abs=1e-9)
+
+
+def test_no_ratio_where_what_is_below_may_be_0():
+    low, high = ratio_interval([1.0, 2.0, 3.0], [-1.0, 0.1, 1.0])
+    assert np.isnan(low)
+    assert np.isnan(high)
+    assert np.isnan(ratio_interval([1.0], [2.0])[0])
+    with pytest.raises(InputError, match="as many values"):
+        ratio_interval([1.0, 2.0], [1.0])

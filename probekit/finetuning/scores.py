@@ -1,0 +1,133 @@
+"""From the metrics of reset backbones to what each level carries: gains, shares, depths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from probekit.finetuning.curves import SCRATCH, Point, curve_of
+from probekit.functional.intervals import ratio_interval, t_interval
+
+Values = NDArray[np.float64]
+# Share of the full gain that counts as nearly all of it.
+NEARLY = 0.9
+
+
+@dataclass(frozen=True)
+class Gains:
+    """The first metric of one model at every point, a trial a value.
+
+    Attributes:
+        names: Groups in executed order.
+        levels: Level of each group.
+        values: Point → (T,) metric of each trial, in the same order of trials; NaN for one that failed.
+        sign: 1 where more is better, −1 where less is.
+    """
+
+    names: tuple[str, ...]
+    levels: tuple[str, ...]
+    values: Mapping[Point, Values]
+    sign: int
+
+    def gain(self, kept: tuple[str, ...], mode: str) -> Values:
+        """Return (T,) gains over scratch: nothing kept, mode random, same trial."""
+        return self.sign * (self.at(kept, mode) - self.values[Point((), SCRATCH)])
+
+    def at(self, kept: tuple[str, ...], mode: str) -> Values:
+        """Return (T,) values of a point; one at which nothing is replaced has no mode."""
+        return self.values[Point(kept, "" if kept == self.names else mode)]
+
+    @property
+    def full(self) -> Values:
+        """(T,) gains of the whole backbone over scratch."""
+        return self.gain(self.names, "")
+
+    def why_no_share(self) -> str:
+        """Return why shares of the full gain mean nothing; empty where they do."""
+        full = self.full[np.isfinite(self.full)]
+        if len(full) < 2:
+            return "one trial: whether the full gain is more than noise is not known"
+        low, high = t_interval(full)
+        if low <= 0 <= high:
+            return f"the full gain is within noise: {full.mean():.3g} [{low:.3g}, {high:.3g}]"
+        return "" if full.mean() > 0 else f"the backbone is worse than scratch: {full.mean():.3g}"
+
+
+def score_rows(gains: Gains, curves: Sequence[str], modes: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield gains, recovered fractions, the high-level share, the depth of 90 %, the reuse share.
+
+    gain(n) = M(n) − M(scratch); recovered(n) = gain(n) / gain(full), mean gain over mean gain; high-level
+    share = 1 − recovered(all but the high level kept), so that 1 says that only the high level carries the
+    gain; d90 = least n on the prefix curve with recovered(n) ≥ 0.9; reuse share = (M(full) − M(nothing kept,
+    matched statistics)) / (M(full) − M(scratch)). Source: after Matsoukas et al., What Makes Transfer
+    Learning Work for Medical Images (CVPR 2022), section 3; Yosinski et al., How Transferable Are Features in
+    Deep Neural Networks (NeurIPS 2014).
+    """
+    why = gains.why_no_share()
+    yield {"metric": "gain"} | _interval(gains.full) | _at(gains.names, "", "")
+    for mode in modes:
+        for curve in curves:
+            for kept in curve_of(gains.names, curve):
+                if kept == gains.names or Point(kept, mode) not in gains.values:
+                    continue
+                found = gains.gain(kept, mode)
+                yield {"metric": "gain"} | _interval(found) | _at(kept, mode, curve)
+                yield (
+                    {"metric": "recovered_fraction"} | _share(found, gains.full, why) | _at(kept, mode, curve)
+                )
+        yield from _high_level_share(gains, mode, why)
+        if "prefix" in curves:
+            yield _depth_90(gains, mode, why)
+    if Point((), "stats") in gains.values:
+        lost = gains.full - gains.gain((), "stats")
+        yield {"metric": "reuse_share"} | _share(lost, gains.full, why) | _at((), "stats", "")
+
+
+def _high_level_share(gains: Gains, mode: str, why: str) -> Iterator[dict[str, Any]]:
+    kept = tuple(name for name, level in zip(gains.names, gains.levels, strict=True) if level != "high")
+    if kept in ((), gains.names) or Point(kept, mode) not in gains.values:
+        return
+    lost = gains.full - gains.gain(kept, mode)
+    yield {"metric": "high_level_share"} | _share(lost, gains.full, why) | _at(kept, mode, "")
+
+
+def _depth_90(gains: Gains, mode: str, why: str) -> dict[str, Any]:
+    row = {"metric": "depth_90"} | _at((), mode, "prefix")
+    if why:
+        return row | {"value": None, "status": why}
+    for n, kept in enumerate(curve_of(gains.names, "prefix")):
+        if np.nanmean(gains.gain(kept, mode)) >= NEARLY * np.nanmean(gains.full):
+            return row | {"value": float(n), "kept": list(kept)}
+    raise AssertionError("the whole backbone recovers all of its own gain")
+
+
+def _share(part: Values, full: Values, why: str) -> dict[str, Any]:
+    """Return a ratio of means with its interval by Fieller's theorem, trials paired; or why there is none."""
+    if why:
+        return {"value": None, "status": why}
+    both = np.isfinite(part) & np.isfinite(full)
+    x, y = part[both], full[both]
+    row: dict[str, Any] = {"value": float(x.mean() / y.mean()), "n": len(x)}
+    low, high = ratio_interval(x, y)
+    if np.isfinite(low):
+        row |= {"ci_low": low, "ci_high": high}
+    return row
+
+
+def _interval(values: Values) -> dict[str, Any]:
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return {"value": None, "status": "no training was finished"}
+    row: dict[str, Any] = {"value": float(known.mean()), "n": len(known)}
+    if len(known) > 1:
+        low, high = t_interval(known)
+        row |= {"ci_low": low, "ci_high": high}
+    return row
+
+
+def _at(kept: Sequence[str], mode: str, curve: str) -> dict[str, Any]:
+    return {"kept": list(kept), "mode": mode, "curve": curve}
