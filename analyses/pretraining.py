@@ -56,7 +56,9 @@ PLAN = Plan(
         "epochs": 20,
         "batch_size": 128,
         "queue": 4096,
-        "lr": [0.03, 0.1, 0.3],
+        "optimiser": "adamw",
+        "weight_decay": 0.05,
+        "lr": [0.002, 0.004, 0.008],
         "precision": "bfloat16",
         # Of each table of probes the data and the targets.
         "probes": {

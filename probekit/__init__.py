@@ -43,8 +43,11 @@ _HOMES = {
     "probe_cam": "probekit.attribution.linear",
     "reconstruct": "probekit.reconstruction.sweep",
     "record": "probekit.taps.record",
+    "reset": "probekit.backbones.reset",
+    "reset_curves": "probekit.finetuning.sweep",
     "stream": "probekit.features.streaming",
     "stream_moments": "probekit.geometry.sweep",
+    "transfer": "probekit.finetuning.sweep",
     "unfold": "probekit.features.statistics",
     "verify": "probekit.verification.verdict",
 }
@@ -64,6 +67,7 @@ if TYPE_CHECKING:
     from probekit.backbones.backbone import Backbone as Backbone
     from probekit.backbones.inspection import inspect_checkpoint as inspect_checkpoint
     from probekit.backbones.loading import load_backbone as load_backbone
+    from probekit.backbones.reset import reset as reset
     from probekit.data.description import describe_images as describe_images
     from probekit.data.images import ImageSet as ImageSet
     from probekit.data.readers import open_images as open_images
@@ -73,6 +77,8 @@ if TYPE_CHECKING:
     from probekit.features.features import Features as Features
     from probekit.features.statistics import unfold as unfold
     from probekit.features.streaming import stream as stream
+    from probekit.finetuning.sweep import reset_curves as reset_curves
+    from probekit.finetuning.sweep import transfer as transfer
     from probekit.geometry.sweep import measure_geometry as measure_geometry
     from probekit.geometry.sweep import stream_moments as stream_moments
     from probekit.invariance.sweep import measure_invariance as measure_invariance

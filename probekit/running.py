@@ -22,6 +22,7 @@ from probekit.figures import (
     draw_probe,
     draw_reconstruction,
     draw_similarity,
+    draw_transfer,
     save_figures,
 )
 from probekit.figures.style import Prints
@@ -43,6 +44,8 @@ VERBS = {
     "reconstruct": "probekit.reconstruction.sweep:reconstruct",
     "attribute": "probekit.attribution.sweep:attribute",
     "similarity": "probekit.similarity.sweep:measure_similarity",
+    "transfer": "probekit.finetuning.sweep:transfer",
+    "reset": "probekit.finetuning.sweep:reset_curves",
 }
 # What says where and how to run, not what: kept out of plans, so that a plan runs on any machine.
 PLACES = ("store", "device", "jobs")
@@ -77,6 +80,8 @@ SMOKE: dict[str, dict[str, Any]] = {
         "images": 40,
     },
     "similarity": {"permutations": 2, "random": 1, "pairwise": 100, "groups": 5},
+    "transfer": {"trials": 2, "steps": 4, "batch_size": 16, "lr": [1e-3]},
+    "reset": {"trials": 2, "steps": 4, "batch_size": 16, "lr": [1e-3]},
 }
 SMOKE_IMAGES = 120
 
@@ -135,6 +140,8 @@ DRAWINGS: dict[str, Callable[[ResultTable], dict[str, Figure]]] = {
     "reconstruct": draw_reconstruction,
     "attribute": draw_attribution,
     "similarity": draw_similarity,
+    "transfer": draw_transfer,
+    "reset": draw_transfer,
 }
 
 

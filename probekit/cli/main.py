@@ -20,8 +20,10 @@ from probekit.cli.pretrain import pretrain
 from probekit.cli.probe import probe
 from probekit.cli.reconstruct import reconstruct
 from probekit.cli.report import report
+from probekit.cli.reset import reset
 from probekit.cli.run import run
 from probekit.cli.similarity import similarity
+from probekit.cli.transfer import transfer
 from probekit.cli.unfold import unfold
 from probekit.cli.verify import verify
 from probekit.errors import ProbekitError
@@ -49,6 +51,8 @@ for verb in (
     similarity,
     reconstruct,
     attribute,
+    transfer,
+    reset,
     report,
     run,
     demo,

@@ -32,6 +32,33 @@ Data = Annotated[
         "shapeworld/source,train=2000,test=1000.",
     ),
 ]
+OneData = Annotated[
+    str | None, typer.Option("--data", "-d", help="Images with train and test, as other verbs name them.")
+]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        help="classification, landmarks, segmentation or segmentation/one-layer [default: classification]."
+    ),
+]
+Target = Annotated[
+    str | None, typer.Option(help="Name of the target [default: the first that the task can take].")
+]
+Frozen = Annotated[
+    bool, typer.Option("--frozen", help="Train the head alone, not the backbone with it [default: both].")
+]
+Trials = Annotated[int | None, typer.Option(min=1, help="Trainings of every state [default: 3].")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Optimiser steps of a training [default: 500].")]
+TrainingBatch = Annotated[
+    int | None, typer.Option("--batch-size", min=2, help="Images a step [default: 64].")
+]
+Rates = Annotated[
+    list[float] | None,
+    typer.Option(help="Largest learning rate; repeat to choose on val [default: 0.0003, 0.001, 0.003]."),
+]
+Fraction = Annotated[
+    float | None, typer.Option(help="Share of the training images that is used [default: 1].")
+]
 Taps = Annotated[
     str | None,
     typer.Option(

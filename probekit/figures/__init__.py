@@ -10,6 +10,7 @@ from probekit.figures.drawing import draw_pretraining as draw_pretraining
 from probekit.figures.drawing import draw_probe as draw_probe
 from probekit.figures.drawing import draw_reconstruction as draw_reconstruction
 from probekit.figures.drawing import draw_similarity as draw_similarity
+from probekit.figures.drawing import draw_transfer as draw_transfer
 from probekit.figures.drawing import save_figures as save_figures
 from probekit.figures.inversions import plot_error_maps as plot_error_maps
 from probekit.figures.inversions import plot_inversions as plot_inversions
@@ -21,3 +22,5 @@ from probekit.figures.places import plot_examples as plot_examples
 from probekit.figures.places import plot_places as plot_places
 from probekit.figures.relation import plot_relation as plot_relation
 from probekit.figures.training import plot_training as plot_training
+from probekit.figures.transfer import plot_learning as plot_learning
+from probekit.figures.transfer import plot_reset_curves as plot_reset_curves

@@ -18,6 +18,7 @@ from probekit.figures.overlays import plot_cascade, plot_overlays
 from probekit.figures.places import plot_examples, plot_places
 from probekit.figures.style import Prints
 from probekit.figures.training import plot_training
+from probekit.figures.transfer import plot_learning, plot_reset_curves
 from probekit.files import replacing, safe_name
 from probekit.results.table import ResultTable
 
@@ -31,6 +32,8 @@ KINDS: dict[str, Callable[..., Figure]] = {
     "places": plot_places,
     "examples": plot_examples,
     "training": plot_training,
+    "reset": plot_reset_curves,
+    "learning": plot_learning,
     "overlays": plot_overlays,
     "cascade": plot_cascade,
 }
@@ -55,7 +58,7 @@ def draw(table: ResultTable, kind: str = "depth", **settings: Any) -> Figure:  #
     Args:
         table: What to draw.
         kind: ``depth``, ``few_shot``, ``class_recall``, ``targets``, ``layers``, ``strengths``,
-            ``places``, ``examples``, ``overlays``, ``cascade`` or ``training``.
+            ``places``, ``examples``, ``overlays``, ``cascade``, ``training``, ``reset`` or ``learning``.
         **settings: Passed to ``plot_depth``, ``plot_few_shot``, ``plot_class_recall``, ``plot_targets``,
             ``plot_layers``, ``plot_strengths``, ``plot_places``, ``plot_examples``, ``plot_overlays``,
             ``plot_cascade`` or ``plot_training``.
@@ -166,6 +169,15 @@ def draw_pretraining(table: ResultTable) -> dict[str, Figure]:
         table.frame[~table.frame["metric"].isin(TRAINING_METRICS)], table.provenance, table.attachments
     )
     return {"training": plot_training(table), **(draw_probe(probes) if len(probes) else {})}
+
+
+def draw_transfer(table: ResultTable) -> dict[str, Figure]:
+    """Draw what is learnt with some blocks kept, and how the trainings went.
+
+    Returns:
+        Name → figure; names serve as file names.
+    """
+    return {"reset": plot_reset_curves(table), "learning": plot_learning(table)}
 
 
 def draw_attribution(table: ResultTable) -> dict[str, Figure]:

@@ -159,7 +159,9 @@ class Grid:
             trained = finetune(state, self.data, one, unfinished)
         except TrainingDiverged as error:
             return {"status": str(error), "folder": str(unfinished)}
-        return {**_told(trained, self.data, one.seed), "folder": str(unfinished)}
+        lines = (unfinished / METRICS).read_text(encoding="utf-8").splitlines()
+        told = _told(trained, self.data, one.seed)
+        return {**told, "curve": [json.loads(line) for line in lines], "folder": str(unfinished)}
 
     def _best(self, point: Point) -> float:
         """Return the rate that is best on val in the first trial; the lowest of equals."""
@@ -285,9 +287,6 @@ def _save(result: Mapping[str, Any], place: Path) -> None:
     """Give a finished training its name: its result and its curve stay, its snapshot does not."""
     unfinished = Path(result["folder"])
     told = {key: value for key, value in result.items() if key != "folder"}
-    lines = unfinished / METRICS
-    if lines.exists():
-        told["curve"] = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
     for path in unfinished.iterdir():
         path.unlink()
     write_json(unfinished / RESULT, told)

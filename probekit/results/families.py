@@ -108,6 +108,23 @@ FAMILIES: tuple[Family, ...] = (
         ("pixel_r2", "foreground_error", "background_error", "background_ratio"),
     ),
     Family(
+        "Transfer: what is pretraining worth for a task, and which level carries it?",
+        "A head on the deepest block is trained, with the backbone or on top of it, from states in which "
+        "some blocks are kept and the others replaced. All gains are over scratch in the same trial, at the "
+        "same budget. Learning rates are chosen on val in the first trial of every state. A downloaded "
+        "backbone is one checkpoint: its interval is over trials and indicative. Shares are empty where the "
+        "whole gain is within noise.",
+        (
+            "normalised_error",
+            "mean_iou",
+            "gain",
+            "recovered_fraction",
+            "high_level_share",
+            "depth_90",
+            "reuse_share",
+        ),
+    ),
+    Family(
         "Trainings: did they go well?",
         "Arms differ in nothing but the objective: the same first weights, images, views and schedule for "
         "each seed. Losses of different objectives have no common scale. What an arm has learnt is said by "

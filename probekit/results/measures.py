@@ -215,6 +215,71 @@ MEASURES: dict[str, MetricFacts] = {
         "Loss of the last step, of the arm's own objective: losses of different objectives have no common "
         "scale, and a low one is no proof of good features.",
     ),
+    "normalised_error": MetricFacts(
+        "Landmark error",
+        "of the size of the points' box",
+        False,
+        0.0,
+        None,
+        "Mean distance of the points that are there from where the task says they are, divided by the square "
+        "root of the area of the box around them. The null is the mean shape of the training images.",
+    ),
+    "mean_iou": MetricFacts(
+        "Mean IoU",
+        "",
+        True,
+        0.0,
+        1.0,
+        "Intersection over union of each class that occurs in test, over all of its pixels, then the mean "
+        "over classes; pixels without a class do not count. Rare classes weigh as much as frequent ones.",
+    ),
+    "gain": MetricFacts(
+        "Gain over scratch",
+        "in units of the task's metric",
+        True,
+        None,
+        None,
+        "How much better than training from scratch, in the same trial, turned so that more is better. It "
+        "holds for this budget: with more steps or images scratch catches up.",
+    ),
+    "recovered_fraction": MetricFacts(
+        "Recovered fraction",
+        "",
+        True,
+        None,
+        None,
+        "Gain with some blocks kept over the gain of the whole backbone: 1 says that the others need not "
+        "have been pretrained, below 0 that what is kept hurts without them. Empty where the whole gain is "
+        "within noise. A curve says where gain comes from only beside the one with matched statistics.",
+        ratio=True,
+    ),
+    "high_level_share": MetricFacts(
+        "High-level share",
+        "",
+        None,
+        None,
+        None,
+        "Part of the whole gain that is lost when the high level alone is replaced. Compare it with that "
+        "level's shares of parameters and operations, and only within one architecture.",
+    ),
+    "depth_90": MetricFacts(
+        "Groups for 90 % of the gain",
+        "",
+        None,
+        0.0,
+        None,
+        "The least number of first levels, stages or blocks that have to be kept for nine tenths of the "
+        "whole gain, by the means over trials.",
+    ),
+    "reuse_share": MetricFacts(
+        "Reuse share",
+        "",
+        None,
+        None,
+        None,
+        "Part of the whole gain that is lost when every weight is drawn anew with the mean and deviation of "
+        "its tensor: near 0, the scale of the weights was all that helped; near 1, features are reused.",
+    ),
     "images_per_s": MetricFacts(
         "Views per second",
         "1/s",
