@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probekit.data import manifests
-from probekit.data.annotations import IGNORE, Mask, Problem, stack
+from probekit.data.annotations import IGNORE, Boxes, Mask, Points, Problem, stack
 from probekit.data.arrays import load_pixels, open_arrays
 from probekit.data.coco import find_coco, is_coco, read_coco
 from probekit.data.folders import Tree, find_classes, list_folder, list_zip
@@ -289,15 +289,9 @@ def _shapeworld(spec: DataSpec) -> Listing:
         columns = (factor,) if values.shape[1] == 1 else (f"{factor}_sine", f"{factor}_cosine")
         targets[factor] = Target(values, "continuous", columns)
     identity = content_digest(world, 0, seed)
-    if spec.choice("annotations", ("masks",)) is not None:
-        source = WorldMasks(world, seed, numbers)
-        places = np.full(IGNORE + 1, IGNORE, np.uint8)
-        places[: 1 + len(classes)] = np.arange(1 + len(classes))
-        masks = [
-            Mask(source, place, places, f"{identity}:{number}")
-            for place, number in enumerate(numbers.tolist())
-        ]
-        targets["masks"] = Target(stack(masks), "masks", (BACKGROUND, *classes))
+    asked = spec.choice("annotations", tuple(_WORLD_MARKS))
+    if asked is not None:
+        targets[asked] = _WORLD_MARKS[asked](world, seed, numbers, classes, identity)
     return Listing(
         name=spec.source.replace("/", "-"),
         ids=[f"{world}-{seed}-{number}" for number in numbers.tolist()],
@@ -306,6 +300,50 @@ def _shapeworld(spec: DataSpec) -> Listing:
         targets=targets,
         source=BlockSource(partial(_render_block, world, seed, numbers), _SHAPEWORLD_BLOCK),
     )
+
+
+def _world_masks(
+    world: str, seed: int, numbers: NDArray[np.int64], classes: Sequence[str], identity: str
+) -> Target:
+    source = WorldMasks(world, seed, numbers)
+    places = np.full(IGNORE + 1, IGNORE, np.uint8)
+    places[: 1 + len(classes)] = np.arange(1 + len(classes))
+    masks = [
+        Mask(source, place, places, f"{identity}:{number}") for place, number in enumerate(numbers.tolist())
+    ]
+    return Target(stack(masks), "masks", (BACKGROUND, *classes))
+
+
+def _world_boxes(
+    world: str, seed: int, numbers: NDArray[np.int64], classes: Sequence[str], _identity: str
+) -> Target:
+    from probekit.data.shapeworld import annotate
+
+    found = annotate(world, numbers, seed=seed)
+    boxes = []
+    for labels, corners in zip(found.labels, found.boxes, strict=True):
+        # An object that is hidden whole has a box without an area.
+        seen = (labels >= 0) & (corners[:, 2:] > corners[:, :2]).all(axis=1)
+        boxes.append(Boxes(corners[seen], labels[seen], np.zeros(int(seen.sum()), np.bool_)))
+    return Target(stack(boxes), "boxes", tuple(classes))
+
+
+def _world_keypoints(
+    world: str, seed: int, numbers: NDArray[np.int64], _classes: Sequence[str], _identity: str
+) -> Target:
+    """Return the parts of the largest object of each image."""
+    from probekit.data.shapes import KEYPOINTS
+    from probekit.data.shapeworld import annotate
+
+    found = annotate(world, numbers, seed=seed)
+    points = [
+        Points(positions, visible)
+        for positions, visible in zip(found.keypoints[:, 0], found.visible[:, 0], strict=True)
+    ]
+    return Target(stack(points), "keypoints", KEYPOINTS)
+
+
+_WORLD_MARKS = {"masks": _world_masks, "boxes": _world_boxes, "keypoints": _world_keypoints}
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,8 @@ Data are written ``SOURCE[,key=value…]``. SOURCE is
 - ``torchvision/CLASS,root=DIR``: a data set of torchvision by its class's name, never downloaded;
 - ``digits``: scikit-learn's 8 × 8 handwritten digits;
 - ``shapeworld/WORLD``: rendered shapes with known factors; keys ``train``, ``val`` and ``test`` are numbers
-  of images (by default 4000, 0 and 1000). ``annotations=masks`` adds where each object is.
+  of images (by default 4000, 0 and 1000). ``annotations=`` ``masks``, ``boxes`` or ``keypoints`` (the parts
+  of the largest object) adds where objects are.
 
 The keys are the keywords of ``open_images``; a key in the words goes before the keyword.
 

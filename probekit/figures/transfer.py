@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -40,7 +41,7 @@ def plot_reset_curves(table: ResultTable) -> Figure:
     lines = _lines(table, states)
     looks = style.looks([words for words, _ in lines])
     with style.styled():
-        figure = style.new_figure(0.7 + 1.1 * style.PANEL_WIDTH * len(models), 0.9 + style.PANEL_HEIGHT)
+        figure = style.new_figure(_width(len(models)), 0.9 + style.PANEL_HEIGHT)
         panels = figure.subplots(1, len(models), squeeze=False, sharey=True).ravel()
         handles: dict[str, Any] = {}
         for axes, model in zip(panels, models, strict=True):
@@ -57,10 +58,9 @@ def plot_reset_curves(table: ResultTable) -> Figure:
                 (handles[words],) = axes.plot(
                     x, means, color=look.colour, marker=look.marker, linestyle=look.dashes, markersize=4
                 )
-                ends = [t_interval(values) for _, values in points]
-                axes.fill_between(
-                    x, [low for low, _ in ends], [high for _, high in ends], color=look.colour, alpha=0.15
-                )
+                # Beyond the metric's own range an interval of few trials says nothing.
+                low, high = np.clip([t_interval(values) for _, values in points], facts.low, facts.high).T
+                axes.fill_between(x, low, high, color=look.colour, alpha=0.15, linewidth=0)
             axes.set_xticks(range(len(names) + 1))
             axes.set_xlabel("Groups kept")
             axes.set_title(style.plain(model))
@@ -96,7 +96,7 @@ def plot_learning(table: ResultTable) -> Figure:
     models = list(curves)[:MOST_MODELS]
     looks = style.looks(list(dict.fromkeys(state for own in curves.values() for state in own)))
     with style.styled():
-        figure = style.new_figure(0.7 + 1.1 * style.PANEL_WIDTH * len(models), 0.9 + style.PANEL_HEIGHT)
+        figure = style.new_figure(_width(len(models)), 0.9 + style.PANEL_HEIGHT)
         panels = figure.subplots(1, len(models), squeeze=False, sharey=True).ravel()
         handles: dict[str, Any] = {}
         for axes, model in zip(panels, models, strict=True):
@@ -131,6 +131,11 @@ def read_states(table: ResultTable) -> pd.DataFrame:
     own["replaced"] = [tuple(one["replaced"]) for one in params]
     own["state"] = [_state(*both) for both in zip(own["kept"], own["mode"], strict=True)]
     return own
+
+
+def _width(panels: int) -> float:
+    """Return inches: legends need room even above a single panel."""
+    return max(6.4, 0.7 + 0.9 * style.PANEL_WIDTH * panels)
 
 
 def _state(kept: Sequence[str], mode: str) -> str:
@@ -176,7 +181,9 @@ def _draw_ends(axes: Axes, own: pd.DataFrame, count: int) -> None:
         values = own.loc[own["state"] == state, "value"].dropna()
         if len(values):
             axes.axhline(values.mean(), color="0.35", linewidth=0.8, linestyle=":")
-            axes.annotate(state, (count, values.mean()), fontsize=6, ha="right", va="bottom", color="0.35")
+            side = "left" if state == "whole" else "right"
+            place = 0 if state == "whole" else count
+            axes.annotate(state, (place, values.mean()), fontsize=6, ha=side, va="bottom", color="0.35")
     null = own["null"].dropna()
     if len(null):
         axes.axhline(null.iloc[0], color="0.6", linewidth=0.8, linestyle="--")
