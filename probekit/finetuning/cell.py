@@ -16,6 +16,7 @@ from torch import Tensor
 
 from probekit.backbones.architectures import seeded
 from probekit.backbones.backbone import Backbone
+from probekit.backbones.batch_norm import tracking_layers
 from probekit.data.images import ImageSet
 from probekit.data.regions import each_image
 from probekit.data.splits import hold_out
@@ -23,6 +24,8 @@ from probekit.data.transforms import Preprocessing
 from probekit.errors import DataError, InputError
 from probekit.features.streaming import stream
 from probekit.finetuning.network import Headed, Reading, Tuned, read_for
+from probekit.functional.moments import CrossMoments
+from probekit.functional.similarity import debiased_cka
 from probekit.seeds import random_stream
 from probekit.taps.tap import Tap
 from probekit.training.loop import Journal, train
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 WATCHED = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 # Share of train that is held out where there is no val split.
 HELD = 0.15
+# Images by which the two modes of batch norm are compared, and fewest that tell; permutations behind chance.
+MOST_COMPARED, FEWEST_COMPARED, PERMUTATIONS = 128, 16, 20
 # Bytes of features of a frozen backbone that are kept in memory.
 MOST_BYTES = 4 << 30
 
@@ -222,6 +227,52 @@ def finetune(backbone: Backbone, data: Data, one: Finetuning, folder: Path | Non
     return Trained(ask("val")[first].value, ask("test"), facts, learner)
 
 
+def check_modes(backbone: Backbone, data: Data) -> None:
+    """Refuse a backbone that says something else with the statistics of a batch than with its own.
+
+    Representations of the same images in both modes are compared by linear CKA; with images permuted, that
+    is chance.
+
+    Args:
+        backbone: Left as it is.
+        data: Whose training images are looked at.
+
+    Raises:
+        InputError: If batch norm is folded, or the two modes are as alike as different images are.
+    """
+    reading = read_for(backbone, data.task)
+    learner = Tuned(backbone, data.task, torch.nn.Identity(), reading, "train").to(backbone.device)
+    if len(data.train) < FEWEST_COMPARED or not tracking_layers(learner.module):
+        return
+    images = normalised(data.train.pixels[:MOST_COMPARED], data.preprocessing, backbone.device)
+    with torch.no_grad():
+        own, batch = (
+            learner.train(mode).represent(images).flatten(1).double().cpu().numpy() for mode in (False, True)
+        )
+    sides = CrossMoments.of(own, own), CrossMoments.of(batch, batch)
+    order = random_stream("modes of batch norm", len(images))
+    chance = [
+        debiased_cka(CrossMoments.of(own, order.permutation(batch)), *sides) for _ in range(PERMUTATIONS)
+    ]
+    alike = debiased_cka(CrossMoments.of(own, batch), *sides)
+    if not alike > max(chance):
+        raise InputError(
+            f"{backbone.name} to say in training what it says in use (CKA up to {max(chance):.2f} is chance)",
+            f"{alike:.2f}",
+            "Its batch norm may hold no statistics: run probekit unfold, or set batch_norm=frozen",
+        )
+
+
+def normalised(pixels: NDArray[np.uint8], preprocessing: Preprocessing, device: torch.device) -> Tensor:
+    """Return (n, 3, S, S) images as a backbone takes them, from (n, S, S, 3) pixels."""
+    mean, std = (
+        torch.tensor(triple, device=device).view(1, 3, 1, 1)
+        for triple in (preprocessing.mean, preprocessing.std)
+    )
+    images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float().div_(255)
+    return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
 def batch_rows(count: int, batch_size: int, step: int, seed: int) -> NDArray[np.int64]:
     """Return the images of a step; an epoch visits every image at most once, in an order of its own."""
     size = min(batch_size, count)
@@ -238,15 +289,9 @@ def _tuned(
 ) -> tuple[Headed, Given]:
     """Return backbone and head, and what makes batches of normalised images."""
     learner = Tuned(backbone, data.task, head, reading, one.batch_norm)
-    mean, std = (
-        torch.tensor(triple, device=backbone.device).view(1, 3, 1, 1)
-        for triple in (data.preprocessing.mean, data.preprocessing.std)
-    )
 
     def given(split: str, rows: NDArray[np.int64]) -> Tensor:
-        pixels = torch.from_numpy(getattr(data, split).pixels[rows]).to(backbone.device)
-        images = pixels.permute(0, 3, 1, 2).float().div_(255)
-        return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+        return normalised(getattr(data, split).pixels[rows], data.preprocessing, backbone.device)
 
     return learner.to(memory_format=torch.channels_last), given
 

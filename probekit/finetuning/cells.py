@@ -19,7 +19,7 @@ from probekit.compute import choose_device
 from probekit.data.images import ImageSet
 from probekit.errors import TrainingDiverged
 from probekit.files import digest_json, read_json, safe_name, write_json
-from probekit.finetuning.cell import Data, Finetuning, Trained, finetune
+from probekit.finetuning.cell import Data, Finetuning, Trained, check_modes, finetune
 from probekit.finetuning.curves import Group, Point, group_blocks, list_points, put_in_state
 from probekit.finetuning.network import read_for
 from probekit.finetuning.scores import Gains, score_rows
@@ -98,6 +98,8 @@ class Grid:
         grid = cls(backbone, data, groups, points, settings, folder)
         for rate in settings["lr"]:
             grid.finetuning(Cell(points[0], 0, rate))
+        if settings["tuned"] and settings["batch_norm"] == "train":
+            check_modes(backbone, data)
         return grid
 
     @property

@@ -12,7 +12,7 @@ from probekit.backbones.backbone import Backbone
 from probekit.backbones.batch_norm import recalibrate_batch_norm, tracking_layers
 from probekit.backbones.reset import MODES, NORMS, reset
 from probekit.errors import InputError
-from probekit.finetuning.cell import Data
+from probekit.finetuning.cell import Data, normalised
 from probekit.taps.facts import list_blocks
 
 CURVES = ("prefix", "suffix", "leave-one-out", "keep-one")
@@ -162,9 +162,5 @@ def put_in_state(
 
 def _batches(backbone: Backbone, data: Data) -> Iterator[torch.Tensor]:
     pixels = data.train.pixels[:: max(1, len(data.train) // RECALIBRATION_IMAGES)][:RECALIBRATION_IMAGES]
-    mean, std = (
-        torch.tensor(one).view(1, 3, 1, 1) for one in (data.preprocessing.mean, data.preprocessing.std)
-    )
     for part in np.array_split(pixels, max(1, len(pixels) // 64)):
-        images = torch.from_numpy(part).permute(0, 3, 1, 2).float() / 255
-        yield ((images - mean) / std).to(backbone.device)
+        yield normalised(part, data.preprocessing, backbone.device)

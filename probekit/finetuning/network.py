@@ -133,11 +133,15 @@ class Tuned(Headed):
         live = returned_tensors(returned).pick(self.reading.element, self.reading.place)[1]
         self._read.append(self.reading(live))
 
+    def represent(self, images: Tensor) -> Tensor:
+        """Return what the head is given of a batch."""
+        self._read.clear()
+        self.module(images)
+        return self._read.pop()
+
     def outputs(self, given: Tensor) -> Tensor:
         """Return what the head makes of a batch of images."""
-        self._read.clear()
-        self.module(given)
-        made: Tensor = self.head(self._read.pop())
+        made: Tensor = self.head(self.represent(given))
         return made
 
     def train(self, mode: bool = True) -> Tuned:

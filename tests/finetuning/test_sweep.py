@@ -278,3 +278,18 @@ def test_the_command_leaves_tables_figures_and_a_page(tmp_path: Path):
     lines = [line.get_label() for axes in figures["reset"].axes for line in axes.get_lines()]
     assert lines
     assert probekit.ResultTable is ResultTable
+
+
+def test_a_backbone_that_falls_to_chance_in_training_mode_is_refused(tmp_path: Path):
+    backbone, data = load_backbone(WORDS), "shapeworld/source,train=240,test=30,classes=3"
+    transfer(backbone, data, store=tmp_path, **QUICK)
+    module = load_backbone(WORDS).module
+    # Statistics so wrong that nothing of the image is left of float32.
+    for one in module.modules():
+        if isinstance(one, nn.BatchNorm2d):
+            one.running_mean.fill_(1e12)
+            one.running_var.fill_(1e24)
+    lost = Backbone.from_module(module, preprocessing=backbone.preprocessing, name="lost")
+    with pytest.raises(InputError, match="lost to say in training what it says in use"):
+        transfer(lost, data, store=tmp_path, **QUICK)
+    transfer(lost, data, store=tmp_path, batch_norm="frozen", **QUICK)
