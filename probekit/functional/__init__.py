@@ -13,8 +13,10 @@ _HOMES = {
     "Canonical": "similarity",
     "Classes": "class_geometry",
     "CrossMoments": "moments",
+    "Diagnosis": "detection",
     "Estimate": "class_geometry",
     "Gallery": "class_geometry",
+    "Marks": "detection",
     "Moments": "moments",
     "PairedDifference": "intervals",
     "RidgePath": "ridge",
@@ -23,9 +25,11 @@ _HOMES = {
     "TargetInvariance": "invariance",
     "Whitening": "transferability",
     "adjust_holm": "intervals",
+    "average_precision": "detection",
     "best_threshold_iou": "localisation",
     "bootstrap_means": "intervals",
     "bootstrap_statistic": "intervals",
+    "box_iou": "detection",
     "canonical_correlations": "similarity",
     "centred_gaussian": "localisation",
     "class_cosines": "class_geometry",
@@ -34,9 +38,11 @@ _HOMES = {
     "covariance_spectrum": "spectrum",
     "cross_entropy_bits": "calibration",
     "debiased_cka": "similarity",
+    "diagnose_detections": "detection",
     "directional_variance": "class_geometry",
     "effective_rank": "spectrum",
     "energy_inside": "localisation",
+    "error_weights": "detection",
     "expected_calibration_error": "calibration",
     "fit_ridge": "ridge",
     "fit_sigmoid": "sigmoid_regression",
@@ -50,6 +56,7 @@ _HOMES = {
     "linear_cka_null": "similarity",
     "logme": "transferability",
     "map_scores": "probe_maps",
+    "mean_average_precision": "detection",
     "merge": "moments",
     "minibatch_cka": "similarity",
     "mutual_neighbours": "similarity",
@@ -105,6 +112,13 @@ if TYPE_CHECKING:
     from probekit.functional.class_geometry import retrieval as retrieval
     from probekit.functional.class_geometry import uniformity as uniformity
     from probekit.functional.class_geometry import within_between_ratio as within_between_ratio
+    from probekit.functional.detection import Diagnosis as Diagnosis
+    from probekit.functional.detection import Marks as Marks
+    from probekit.functional.detection import average_precision as average_precision
+    from probekit.functional.detection import box_iou as box_iou
+    from probekit.functional.detection import diagnose_detections as diagnose_detections
+    from probekit.functional.detection import error_weights as error_weights
+    from probekit.functional.detection import mean_average_precision as mean_average_precision
     from probekit.functional.image_quality import gradient_deviation as gradient_deviation
     from probekit.functional.image_quality import peak_signal_to_noise as peak_signal_to_noise
     from probekit.functional.image_quality import structural_similarity as structural_similarity
