@@ -38,7 +38,8 @@ OneData = Annotated[
 Task = Annotated[
     str | None,
     typer.Option(
-        help="classification, landmarks, segmentation or segmentation/one-layer [default: classification]."
+        help="classification, landmarks, segmentation, segmentation/one-layer, detection "
+        "[default: classification]."
     ),
 ]
 Target = Annotated[

@@ -116,6 +116,47 @@ class Preprocessing:
         """
         return self._prepared(Image.fromarray(mask), INTERPOLATIONS["nearest"])
 
+    def whole(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Resize an image so that all of it is in the input, at its upper left; the rest has the mean colour.
+
+        Args:
+            image: An image in mode RGB, of any size.
+
+        Returns:
+            (size, size, 3) pixels.
+        """
+        wanted = self._fitted(*image.size)
+        filled = np.empty((self.size, self.size, 3), np.uint8)
+        filled[:] = np.round(np.array(self.mean) * 255).astype(np.uint8)
+        shown = image.resize(wanted, INTERPOLATIONS[self.interpolation]) if image.size != wanted else image
+        filled[: wanted[1], : wanted[0]] = np.asarray(shown)
+        return filled
+
+    def places_whole(
+        self, positions: NDArray[np.floating[Any]], width: int, height: int
+    ) -> NDArray[np.float32]:
+        """Return where positions of an image come to lie in the input that ``whole`` makes.
+
+        Args:
+            positions: (K, 2) x and y in pixels of the image, from its upper left corner.
+            width: Of the image, in pixels.
+            height: Of the image, in pixels.
+
+        Returns:
+            (K, 2) shares of the sides of the input.
+
+        Examples:
+            >>> Preprocessing(50, 50).places_whole(np.array([[100.0, 50.0]]), 200, 100)
+            array([[0.5 , 0.25]], dtype=float32)
+        """
+        scale = np.divide(self._fitted(width, height), (width, height)) / self.size
+        return np.asarray(np.asarray(positions, np.float64) * scale, np.float32)
+
+    def _fitted(self, width: int, height: int) -> tuple[int, int]:
+        """Return width and height once the long side is ``size``."""
+        scale = self.size / max(width, height)
+        return max(1, round(width * scale)), max(1, round(height * scale))
+
     def _prepared(self, image: Image.Image, interpolation: Image.Resampling) -> NDArray[np.uint8]:
         wanted = self._resized(*image.size)
         if image.size != wanted:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +21,11 @@ from probekit.data.regions import each_image
 from probekit.data.splits import hold_out
 from probekit.data.transforms import Preprocessing
 from probekit.errors import DataError, InputError
-from probekit.features.streaming import stream
+from probekit.features.streaming import BATCH_SIZE
 from probekit.finetuning.network import Headed, Reading, Tuned, read_for
 from probekit.functional.moments import CrossMoments
 from probekit.functional.similarity import debiased_cka
 from probekit.seeds import random_stream
-from probekit.taps.tap import Tap
 from probekit.training.loop import Journal, train
 from probekit.training.optimisers import Optimisation
 
@@ -133,7 +131,7 @@ def _labels(images: ImageSet, task: Task, rows: NDArray[np.int64]) -> NDArray[np
 
 def _part(images: ImageSet, task: Task, preprocessing: Preprocessing, rows: NDArray[np.int64]) -> Part:
     some = images.select(rows)
-    pixels = each_image(some, partial(some.pixels, preprocessing=preprocessing), "Reading")
+    pixels = each_image(some, lambda row: task.pixels(some, row, preprocessing), "Reading")
     return Part(rows, pixels, task.truth(some, preprocessing))
 
 
@@ -195,7 +193,7 @@ def finetune(backbone: Backbone, data: Data, one: Finetuning, folder: Path | Non
     began = time.monotonic()
     reading = read_for(backbone, data.task)
     with seeded("finetuning head", data.task.name, *reading.shape, one.seed):
-        head = data.task.head(reading.shape, data.train.truth)
+        head = data.task.head(reading.shape, data.train.truth, data.preprocessing.size)
     learner, given = (_tuned if one.tuned else _frozen)(backbone, data, head, reading, one)
     learner.to(backbone.device)
     truth = torch.tensor(data.train.truth)
@@ -321,10 +319,14 @@ def _features(backbone: Backbone, data: Data, reading: Reading) -> dict[str, NDA
             f"features of at most {MOST_BYTES / 1e9:.1f} GB of a frozen backbone", f"{needed / 1e9:.1f} GB",
             "Lower the input size, use fewer images, or tune the backbone",
         )  # fmt: skip
-    tap = Tap(reading.path, element=reading.element, readout=reading.readout)
+    learner = Tuned(backbone, data.task, torch.nn.Identity(), reading, "frozen").to(backbone.device).eval()
     kept = {}
     for split in ("train", "val", "test"):
-        some = data.images.select(getattr(data, split).rows)
-        batches = [next(iter(values.values())) for _, values in stream(backbone, some, [tap])]
-        kept[split] = np.concatenate(batches).reshape(len(some), *reading.shape)
+        part: Part = getattr(data, split)
+        batches = []
+        with torch.inference_mode():
+            for pixels in np.array_split(part.pixels, -(-len(part) // BATCH_SIZE)):
+                given = normalised(pixels, data.preprocessing, backbone.device)
+                batches.append(learner.represent(given).float().cpu().numpy())
+        kept[split] = np.concatenate(batches)
     return kept

@@ -54,7 +54,8 @@ def transfer(
     Args:
         models: One or several models, in the grammar ``[NAME=]ARCH:CHECKPOINT[,key=value…]`` or loaded.
         data: A data set with train and test images, in the grammar of ``open_images`` or opened.
-        task: ``classification``, ``landmarks``, ``segmentation`` or ``segmentation/one-layer``.
+        task: ``classification``, ``landmarks``, ``segmentation``, ``segmentation/one-layer`` or
+            ``detection``.
         target: Name of its target; None takes the first of the kind that the task needs.
         tuned: Whether the backbone is trained with its head; else the head alone, on its features.
         batch_norm: While a backbone is trained, ``train`` takes the statistics of each batch, ``frozen``
@@ -119,7 +120,8 @@ def reset_curves(
     Args:
         models: One or several models, in the grammar ``[NAME=]ARCH:CHECKPOINT[,key=value…]`` or loaded.
         data: A data set with train and test images, in the grammar of ``open_images`` or opened.
-        task: ``classification``, ``landmarks``, ``segmentation`` or ``segmentation/one-layer``.
+        task: ``classification``, ``landmarks``, ``segmentation``, ``segmentation/one-layer`` or
+            ``detection``.
         target: Name of its target; None takes the first of the kind that the task needs.
         curves: Among ``prefix`` (the first n are kept), ``suffix`` (the last n), ``leave-one-out``,
             ``keep-one``.

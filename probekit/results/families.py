@@ -117,6 +117,9 @@ FAMILIES: tuple[Family, ...] = (
         (
             "normalised_error",
             "mean_iou",
+            "ap",
+            "ap50",
+            "ap75",
             "gain",
             "recovered_fraction",
             "high_level_share",

@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from probekit.data.images import ImageSet
 from probekit.errors import InputError, near_names
 from probekit.tasks.classification import Classification
+from probekit.tasks.detection import Detection
 from probekit.tasks.landmarks import Landmarks
 from probekit.tasks.segmentation import DECODERS, Segmentation
 from probekit.tasks.task import Task
 
-TASKS: Mapping[str, type[Task]] = {one.name: one for one in (Classification, Landmarks, Segmentation)}
+TASKS: Mapping[str, type[Task]] = {
+    one.name: one for one in (Classification, Landmarks, Segmentation, Detection)
+}
 
 
 def find_task(word: str, images: ImageSet, target: str | None = None) -> Task:

@@ -30,7 +30,7 @@ class Classification(Task):
         """Return (N,) places in the classes."""
         return np.asarray(images.targets[self.target].values, np.int64)
 
-    def head(self, shape: Sequence[int], truth: Values) -> nn.Module:
+    def head(self, shape: Sequence[int], truth: Values, size: int) -> nn.Module:
         """Return a head that maps (N, D) to (N, C) logits."""
         from torch import nn
 

@@ -47,7 +47,7 @@ class Landmarks(Task):
             raise DataError(f"points in {self.target}", "no image with two that span a box", "Add some")
         return found
 
-    def head(self, shape: Sequence[int], truth: Values) -> nn.Module:
+    def head(self, shape: Sequence[int], truth: Values, size: int) -> nn.Module:
         """Return a head that maps (N, D) to (N, 2K) positions."""
         import torch
         from torch import nn

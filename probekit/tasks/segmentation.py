@@ -60,7 +60,7 @@ class Segmentation(Task):
             raise DataError(f"pixels with a class in {self.target}", "none", "Look at the masks' values")
         return found
 
-    def head(self, shape: Sequence[int], truth: Values) -> nn.Module:
+    def head(self, shape: Sequence[int], truth: Values, size: int) -> nn.Module:
         """Return a head that maps (N, D, H, W) to (N, C, S, S) logits."""
         from torch import nn
 
@@ -70,7 +70,7 @@ class Segmentation(Task):
             layers += [nn.Conv2d(width, WIDTH, 3, padding=1, bias=False), nn.BatchNorm2d(WIDTH), nn.ReLU()]
             width = WIDTH
         layers.append(nn.Conv2d(width, len(self.classes), 1))
-        layers.append(nn.Upsample(truth.shape[1:], mode="bilinear", align_corners=False))
+        layers.append(nn.Upsample((size, size), mode="bilinear", align_corners=False))
         return nn.Sequential(*layers)
 
     def loss(self, outputs: Tensor, truth: Tensor) -> Tensor:

@@ -66,20 +66,21 @@ class Task(ABC):
         """Return what is to be said of each image as the backbone is given it: (N, …)."""
 
     @abstractmethod
-    def head(self, shape: Sequence[int], truth: Values) -> nn.Module:
+    def head(self, shape: Sequence[int], truth: Values, size: int) -> nn.Module:
         """Return a new head.
 
         Args:
             shape: Of what is read, per image.
             truth: Of the training images.
+            size: Side of the input in pixels.
         """
 
     @abstractmethod
-    def loss(self, outputs: Tensor, truth: Tensor) -> Tensor:
+    def loss(self, outputs: Any, truth: Tensor) -> Tensor:  # noqa: ANN401 - what the head returns
         """Return the mean loss of a batch."""
 
     @abstractmethod
-    def answer(self, outputs: Tensor) -> Values:
+    def answer(self, outputs: Any) -> Values:  # noqa: ANN401 - what the head returns
         """Return what is scored, of a batch of outputs."""
 
     @abstractmethod
@@ -89,6 +90,10 @@ class Task(ABC):
     @abstractmethod
     def baseline(self, train: Values, test: Values) -> Mapping[str, float]:
         """Return the metrics of an answer that looks at no image."""
+
+    def pixels(self, images: ImageSet, index: int, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+        """Return one image as the backbone is given it, before normalisation: (S, S, 3)."""
+        return images.pixels(index, preprocessing)
 
     def facts(self) -> dict[str, Any]:
         """Return what stands for the task in keys."""

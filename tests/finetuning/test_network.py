@@ -85,7 +85,7 @@ def test_gradients_reach_every_block_and_the_source_stays_as_it_is():
     before = backbone.weights
     task = TASKS["vector"]
     reading = read_for(backbone, task)
-    learner = Tuned(backbone, task, task.head(reading.shape, None), reading, "train").train()
+    learner = Tuned(backbone, task, task.head(reading.shape, None, 48), reading, "train").train()
     learner((torch.rand(4, 3, 48, 48), torch.tensor([0, 1, 2, 0]))).backward()
     for group in group_blocks(backbone, "block"):
         names = [
@@ -114,7 +114,7 @@ def test_batch_norm_takes_the_batch_or_keeps_its_own(mode):
     backbone = load_backbone("resnet10_w16:random@1")
     task = TASKS["vector"]
     reading = read_for(backbone, task)
-    learner = Tuned(backbone, task, task.head(reading.shape, None), reading, mode).train()
+    learner = Tuned(backbone, task, task.head(reading.shape, None, 48), reading, mode).train()
     before = learner.module.bn1.running_mean.clone()
     learner((torch.rand(4, 3, 48, 48), torch.tensor([0, 1, 2, 0])))
     assert torch.equal(learner.module.bn1.running_mean, before) == (mode == "frozen")

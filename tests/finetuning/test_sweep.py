@@ -193,6 +193,7 @@ def test_frozen_backbones_learn_the_head_alone(tmp_path: Path):
     ("task", "data", "metric"),
     [
         ("landmarks", "shapeworld/source,train=40,test=20,annotations=keypoints", "normalised_error"),
+        ("detection", "shapeworld/scenes,train=40,test=20,annotations=boxes", "ap50"),
         ("segmentation", "shapeworld/source,train=40,test=20,annotations=masks", "mean_iou"),
         ("segmentation/one-layer", "shapeworld/source,train=40,test=20,annotations=masks", "mean_iou"),
     ],

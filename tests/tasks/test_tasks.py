@@ -40,7 +40,7 @@ def test_classification_counts_what_it_says():
 
 def test_a_classification_head_does_not_see_the_scale_of_features():
     task = Classification("class", CLASSES)
-    head = task.head((8,), np.array([0]))
+    head = task.head((8,), np.array([0]), 8)
     x = torch.randn(16, 8)
     torch.testing.assert_close(head(x), head(1000 * x), atol=1e-3, rtol=1e-3)
 
@@ -91,7 +91,7 @@ def test_a_landmark_head_starts_at_the_mean_shape():
     task = Landmarks("points", ("left", "right", "low"))
     truth = np.random.default_rng(0).random((5, 3, 3)).astype(np.float32)
     truth[:, :, 2] = 1
-    answer = task.answer(task.head((9,), truth)(torch.randn(4, 9)).detach())
+    answer = task.answer(task.head((9,), truth, 8)(torch.randn(4, 9)).detach())
     np.testing.assert_allclose(answer, np.broadcast_to(truth[:, :, :2].mean(0), (4, 3, 2)), rtol=1e-5)
     assert task.baseline(truth, truth)["normalised_error"] > 0
 
@@ -136,7 +136,7 @@ def test_pixels_without_a_class_are_not_learnt():
 @pytest.mark.parametrize(("decoder", "layers"), [("linear", 3), ("one-layer", 6)])
 def test_segmentation_heads_answer_at_the_size_of_the_input(decoder, layers):
     task = Segmentation("masks", CLASSES, decoder)
-    head = task.head((8, 3, 3), np.zeros((2, 24, 24), np.uint8))
+    head = task.head((8, 3, 3), np.zeros((2, 24, 24), np.uint8), 24)
     assert len(head) == layers
     assert head(torch.randn(2, 8, 3, 3)).shape == (2, 3, 24, 24)
 

@@ -1,0 +1,176 @@
+"""Boxes: where objects are, and of which class."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from probekit.data.images import ImageSet
+from probekit.data.transforms import Preprocessing
+from probekit.errors import DataError, InputError
+from probekit.functional.detection import MOST_DETECTIONS, Marks
+from probekit.tasks.task import Score, Task, Values
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+# Place of the class in the last axis of truth and answers, and of the crowd flag or score behind it.
+_CLASS, _LAST = 4, 5
+
+
+class Detection(Task):
+    """torchvision's FCOS head on one level: the deepest map, enlarged to 1/16 of the side or so.
+
+    Images are shown whole: the long side is resized to the input, the rest is filled with the mean colour.
+    ``truth`` and answers are (N, K, 6): x0, y0, x1, y1 in pixels of the input, class (−1 for an empty place),
+    and whether it is a crowd, or the score. Metrics: ``ap``, mean over IoU 0.5, 0.55, …, 0.95, ``ap50`` and
+    ``ap75``, by faster-coco-eval. Source: Tian, Shen, Chen and He, FCOS (ICCV 2019); Lin et al., Microsoft
+    COCO (ECCV 2014).
+    """
+
+    name: ClassVar[str] = "detection"
+    kind: ClassVar[str] = "boxes"
+    reads: ClassVar[str] = "map"
+    metrics: ClassVar[tuple[str, ...]] = ("ap", "ap50", "ap75")
+
+    def pixels(self, images: ImageSet, index: int, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+        """Return one image whole, (S, S, 3)."""
+        return preprocessing.whole(images.image(index))
+
+    def truth(self, images: ImageSet, preprocessing: Preprocessing) -> Values:
+        """Return (N, K, 6) true boxes.
+
+        Raises:
+            DataError: If no image has a box.
+        """
+        values = images.targets[self.target].values
+        most = max((len(one) for one in values), default=0)
+        if not most:
+            raise DataError(f"boxes in {self.target}", "none in any image", "Look at the annotations")
+        found = np.full((len(images), most, 6), -1, np.float32)
+        for row, one in enumerate(values):
+            corners = preprocessing.places_whole(one.corners.reshape(-1, 2), *images.image(row).size)
+            found[row, : len(one), :4] = np.clip(corners, 0, 1).reshape(-1, 4) * preprocessing.size
+            found[row, : len(one), _CLASS] = one.classes
+            found[row, : len(one), _LAST] = one.crowd
+        # A box outside of its image, or thinner than what numbers can tell, is none.
+        thin = (found[:, :, 2:4] - found[:, :, :2] < 1e-3).any(axis=2)
+        found[thin] = -1
+        return found
+
+    def head(self, shape: Sequence[int], truth: Values, size: int) -> nn.Module:
+        """Return a head that maps (N, D, H, W) to what loss and answers are made from."""
+        from probekit.tasks.one_stage import OneStage
+
+        return OneStage(shape[0], len(self.classes), size)
+
+    def loss(self, outputs: Any, truth: Tensor) -> Tensor:  # noqa: ANN401 - of torchvision's head
+        """Return the sum of focal loss, box loss and centre loss."""
+        targets = []
+        for one in truth:
+            real = one[(one[:, _CLASS] >= 0) & (one[:, _LAST] == 0)]
+            targets.append({"boxes": real[:, :4], "labels": real[:, _CLASS].long()})
+        losses = outputs["detector"].compute_loss(
+            targets, outputs["made"], outputs["anchors"], [outputs["places"]]
+        )
+        total: Tensor = sum(losses.values())
+        return total
+
+    def answer(self, outputs: Any) -> Values:  # noqa: ANN401 - of torchvision's head
+        """Return (N, 100, 6) detections, best first."""
+        made = {name: [one.float()] for name, one in outputs["made"].items()}
+        shapes = [(outputs["size"], outputs["size"])] * len(outputs["anchors"])
+        found = outputs["detector"].postprocess_detections(
+            made, [[one] for one in outputs["anchors"]], shapes
+        )
+        answers = np.full((len(found), MOST_DETECTIONS, 6), -1, np.float32)
+        for row, one in enumerate(found):
+            count = len(one["scores"])
+            answers[row, :count, :4] = one["boxes"].cpu().numpy()
+            answers[row, :count, _CLASS] = one["labels"].cpu().numpy()
+            answers[row, :count, _LAST] = one["scores"].cpu().numpy()
+        return answers
+
+    def score(self, answers: Values, truth: Values) -> Mapping[str, Score]:
+        """Return the average precisions."""
+        found = coco_scores(as_detections(answers), as_truth(truth), len(truth), len(self.classes))
+        return {name: Score(value, np.empty(0)) for name, value in found.items()}
+
+    def baseline(self, train: Values, test: Values) -> Mapping[str, float]:
+        """Return 0: what is said without looking is found nowhere."""
+        return dict.fromkeys(self.metrics, 0.0)
+
+
+def as_detections(answers: Values) -> Marks:
+    """Return the detections of (N, K, 6) answers."""
+    real = answers[:, :, _CLASS] >= 0
+    rows = answers[real]
+    # A box cut off at the edge of the image may have no area left.
+    solid = (rows[:, 2:4] > rows[:, :2]).all(axis=1)
+    images = np.nonzero(real)[0][solid]
+    rows = rows[solid]
+    return Marks.of(images, rows[:, _CLASS], rows[:, :4], rows[:, _LAST])
+
+
+def as_truth(truth: Values) -> Marks:
+    """Return the true boxes of (N, K, 6) truth."""
+    real = truth[:, :, _CLASS] >= 0
+    rows = truth[real]
+    return Marks.of(np.nonzero(real)[0], rows[:, _CLASS], rows[:, :4], crowd=rows[:, _LAST] > 0)
+
+
+def coco_scores(detections: Marks, truth: Marks, images: int, classes: int) -> dict[str, float]:
+    """Return ``ap``, ``ap50`` and ``ap75`` by faster-coco-eval, over the classes that have a true box.
+
+    Args:
+        detections: Of all images.
+        truth: Of all images.
+        images: N.
+        classes: C.
+
+    Raises:
+        InputError: If faster-coco-eval is not installed.
+    """
+    try:
+        from faster_coco_eval import COCO, COCOeval_faster
+    except ImportError as error:
+        raise InputError(
+            "faster-coco-eval, for average precision", "none installed", "Install probekit-vision[detection]"
+        ) from error
+
+    said: dict[str, Any] = {
+        "images": [{"id": number} for number in range(images)],
+        "categories": [{"id": label, "name": str(label)} for label in range(classes)],
+        "annotations": [
+            {**one, "id": number + 1, "iscrowd": int(crowd), "area": one["bbox"][2] * one["bbox"][3]}
+            for number, (one, crowd) in enumerate(zip(_boxes(truth), truth.crowd, strict=True))
+        ],
+    }
+    if not len(detections):
+        return {"ap": 0.0, "ap50": 0.0, "ap75": 0.0}
+    scored = [
+        {**one, "score": float(score)}
+        for one, score in zip(_boxes(detections), detections.scores, strict=True)
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        real = COCO(said)
+        run = COCOeval_faster(real, real.loadRes(scored), iouType="bbox")
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    return {name: float(run.stats[place]) for place, name in enumerate(("ap", "ap50", "ap75"))}
+
+
+def _boxes(marks: Marks) -> list[dict[str, Any]]:
+    sides = marks.boxes[:, 2:] - marks.boxes[:, :2]
+    return [
+        {"image_id": int(image), "category_id": int(label), "bbox": [*map(float, corner), *map(float, side)]}
+        for image, label, corner, side in zip(
+            marks.images, marks.classes, marks.boxes[:, :2], sides, strict=True
+        )
+    ]
