@@ -37,8 +37,8 @@ PLAN = Plan(
         # Of each rung what it gives ``pretrain`` beside the settings below.
         "rungs": {
             "images": {"arms": ["ce", "ce-mlp", "moco-v2", "exemplar-v2"], "seeds": 5},
-            # It does not leave chance at any rate of the grid (decision 24): one seed shows it.
-            "not-learnt": {"arms": ["supcon"]},
+            # It does not leave chance at any rate tried (decision 24): one training shows it.
+            "not-learnt": {"arms": ["supcon"], "lr": 0.002},
             # Variants of MoCo have the rate that MoCo has.
             "crop-only": {"arms": ["moco-v2"], "seeds": 3, "augmentation": "crop-only", "lr": 0.002},
             "colour-only": {"arms": ["moco-v2"], "seeds": 3, "augmentation": "colour-only", "lr": 0.002},
