@@ -287,6 +287,8 @@ def weighted(seed: int = 9) -> Backbone:
     module = copy.deepcopy(backbone.module)
     draws = torch.Generator().manual_seed(seed)
     for one in module.modules():
+        if isinstance(one, nn.Conv2d):
+            one.weight.data.add_(0.05)
         if isinstance(one, nn.BatchNorm2d):
             for tensor in (one.weight.data, one.bias.data, one.running_mean, one.running_var):
                 tensor.copy_(torch.rand(tensor.shape, generator=draws) + 0.5)

@@ -27,9 +27,10 @@ from probekit.cli.main import app
 from probekit.errors import DataError, InputError
 from probekit.figures import draw_transfer
 from probekit.finetuning import cells
-from probekit.finetuning.cell import Data, Finetuning, batch_rows, finetune
+from probekit.finetuning.cell import Data, Finetuning, Trained, batch_rows, finetune
 from probekit.finetuning.curves import Point, group_blocks, put_in_state
 from probekit.tasks.choosing import find_task
+from probekit.tasks.task import Score
 from probekit.training.optimisers import Optimisation
 
 WORDS = "resnet10_w16:random@5"
@@ -175,11 +176,33 @@ def test_a_training_that_diverges_is_recorded_and_the_rest_go_on(tmp_path: Path)
     assert (gain["status"] == "no training was finished").all()
 
 
-def test_rates_are_chosen_on_val_in_the_first_trial_and_edges_are_flagged(tmp_path: Path):
-    table = transfer(WORDS, DATA, store=tmp_path, **(QUICK | {"lr": [1e-8, 1e-7, 3e-3], "steps": 30}))
+@pytest.mark.parametrize(
+    ("task", "data", "best", "edge"),
+    [
+        ("classification", DATA, 1e-2, True),
+        ("landmarks", "shapeworld/source,train=40,test=20,annotations=keypoints", 1e-3, False),
+    ],
+)
+def test_rates_are_chosen_on_val_in_the_first_trial_and_edges_are_flagged(
+    task, data, best, edge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # More is better of an accuracy, less of an error.
+    values = {1e-4: 0.4, 1e-3: 0.2, 1e-2: 0.6}
+    seen = []
+
+    def planted(_state: object, asked: Data, one: Finetuning, folder: Path) -> Trained:
+        (folder / "metrics.jsonl").write_text('{"step": 4, "loss": 1.0}\n')
+        seen.append((one.seed, one.optimisation.lr))
+        metrics = {metric: Score(0.5, np.empty(0)) for metric in asked.task.metrics}
+        return Trained(values[one.optimisation.lr], metrics)
+
+    monkeypatch.setattr(cells, "finetune", planted)
+    table = transfer(WORDS, data, task=task, store=tmp_path, **(QUICK | {"lr": list(values)}))
     told = [json.loads(one) for one in state_rows(table, mode="")["params"]]
-    assert len({one["lr"] for one in told}) == 1
-    assert told[0]["lr_at_edge"] == (told[0]["lr"] in (1e-8, 3e-3))
+    assert {one["lr"] for one in told} == {best}
+    assert {one["lr_at_edge"] for one in told} == {edge}
+    # Every rate in the first trial of both states, then the chosen one alone.
+    assert sorted(seen) == sorted([(0, rate) for rate in values] * 2 + [(1, best)] * 2)
 
 
 def test_frozen_backbones_learn_the_head_alone(tmp_path: Path):
