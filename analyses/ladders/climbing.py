@@ -74,6 +74,11 @@ def _named(table: ResultTable, rung: str) -> ResultTable:
         part: {f"{name}, {rung}": facts for name, facts in table.provenance[part].items()}
         for part in ("models", "level_shares")
     }
+    for name, facts in by_model["models"].items():
+        # Where the checkpoint is attached, in words that load it.
+        arch, _, place = facts["spec"].partition(":")
+        folder, arm, file = place.split("/")
+        by_model["models"][name] = {**facts, "spec": f"{arch}:{folder}/{arm}_{rung}/{file}"}
     return ResultTable(frame, {**table.provenance, **by_model}, kept)
 
 

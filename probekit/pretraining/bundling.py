@@ -46,7 +46,7 @@ def _bundle(table: ResultTable, model: str, folder: Path) -> Path:
     row = rows.iloc[0]
     facts = {name: _plain(row[name]) for name in _TOLD}
     arm = facts["params"]["arm"]
-    facts["probekit"], facts["created"] = table.provenance["probekit"], table.provenance["created"]
+    facts["probekit"] = table.provenance["probekit"]
     path = folder / f"{arm}{SUFFIX}"
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata={"probekit": json.dumps(facts, sort_keys=True)})
