@@ -39,13 +39,12 @@ PLAN = Plan(
             "images": {"arms": ["ce", "ce-mlp", "moco-v2", "exemplar-v2"], "seeds": 5},
             # It does not leave chance at any rate tried (decision 24): one training shows it.
             "not-learnt": {"arms": ["supcon"], "lr": 0.002},
-            # Variants of MoCo have the rate that MoCo has.
+            # Further trainings of MoCo and Exemplar have the rate that was chosen above.
             "crop-only": {"arms": ["moco-v2"], "seeds": 3, "augmentation": "crop-only", "lr": 0.002},
             "colour-only": {"arms": ["moco-v2"], "seeds": 3, "augmentation": "colour-only", "lr": 0.002},
             "decoder": {"arms": ["autoencoder"], "seeds": 3},
-            "time": {
-                "arms": ["ce-mlp", "moco-v2", "exemplar-v2"], "seeds": 5, "budget": "time",
-            },
+            # The arms whose steps are much cheaper than those of ce; those of ce-mlp cost 2 % more.
+            "time": {"arms": ["moco-v2", "exemplar-v2"], "seeds": 5, "budget": "time", "lr": 0.002},
             "2-classes": {
                 "arms": ["moco-v2", "exemplar-v2"], "seeds": 3, "lr": 0.002,
                 "data": "shapeworld/source,train=80000,test=10000,classes=2",
