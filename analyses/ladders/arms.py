@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from probekit import ResultTable
-from probekit.functional import t_interval
+from probekit.functional import t_interval, welch_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,8 +58,6 @@ def _means(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 def _from_random(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    from scipy.stats import ttest_ind
-
     for _, every in frame.groupby(_SAME, sort=False):
         random = every.loc[every["arm"] == RANDOM, "value"].to_numpy(float)
         for (arm, rung), rows in every[every["arm"] != RANDOM].groupby(["arm", "rung"], sort=False):
@@ -67,8 +65,8 @@ def _from_random(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
             row = _row(rows, str(arm), str(rung), "_difference") | {"params": {"from": RANDOM}}
             row["value"] = float(values.mean() - random.mean()) if len(random) else None
             if min(len(values), len(random)) > 1:
-                low, high = ttest_ind(values, random, equal_var=False).confidence_interval()
-                row |= {"ci_low": float(low), "ci_high": float(high), "ci_kind": "t,seeds and draws"}
+                low, high = welch_interval(values, random)
+                row |= {"ci_low": low, "ci_high": high, "ci_kind": "t,seeds and draws"}
             yield row
 
 

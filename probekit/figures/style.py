@@ -148,7 +148,7 @@ def _legend_width(labels: Sequence[str], columns: int) -> float:
     """Estimate the inches a legend takes; matplotlib fills it column by column."""
     per_column = -(-len(labels) // columns)
     parts = [labels[i : i + per_column] for i in range(0, len(labels), per_column)]
-    return sum(0.58 + 0.066 * max(len(label) for label in part) for part in parts)
+    return sum(0.62 + 0.08 * max(len(label) for label in part) for part in parts)
 
 
 def strip_axes(axes: Axes) -> None:

@@ -91,6 +91,7 @@ _HOMES = {
     "variability_collapse": "transferability",
     "vote": "neighbours",
     "vote_neighbours": "neighbours",
+    "welch_interval": "intervals",
     "within_between_ratio": "class_geometry",
     "without_leading_component": "similarity",
 }
@@ -131,6 +132,7 @@ if TYPE_CHECKING:
     from probekit.functional.intervals import ratio_interval as ratio_interval
     from probekit.functional.intervals import resampled_sums as resampled_sums
     from probekit.functional.intervals import t_interval as t_interval
+    from probekit.functional.intervals import welch_interval as welch_interval
     from probekit.functional.invariance import TargetInvariance as TargetInvariance
     from probekit.functional.invariance import lidar as lidar
     from probekit.functional.invariance import perturbation_variance as perturbation_variance

@@ -229,6 +229,41 @@ def t_interval(values: ArrayLike, level: float = LEVEL) -> tuple[float, float]:
     return float(sample.mean() - half), float(sample.mean() + half)
 
 
+def welch_interval(x: ArrayLike, y: ArrayLike, level: float = LEVEL) -> tuple[float, float]:
+    """Return the interval of mean(x) − mean(y) of independent draws with variances of their own.
+
+    Source: Welch, The Generalization of Student's Problem when Several Different Population Variances Are
+    Involved (Biometrika, 1947).
+
+    Args:
+        x: (n,) draws.
+        y: (m,) draws.
+        level: Coverage.
+
+    Returns:
+        Ends; NaN with fewer than two draws on a side.
+
+    Raises:
+        InputError: If the level is not between 0 and 1.
+
+    Examples:
+        >>> [round(end, 3) for end in welch_interval([1.0, 2.0, 3.0], [0.0, 0.5])]
+        [-0.419, 3.919]
+    """
+    upper = _ends(level)[1]
+    one, other = np.asarray(x, np.float64).ravel(), np.asarray(y, np.float64).ravel()
+    if min(len(one), len(other)) < 2:
+        return float("nan"), float("nan")
+    a, b = one.var(ddof=1) / len(one), other.var(ddof=1) / len(other)
+    difference = float(one.mean() - other.mean())
+    if a + b == 0:
+        return difference, difference
+    # (a + b)² / (a²/(n − 1) + b²/(m − 1)) degrees of freedom
+    freedom = (a + b) ** 2 / (a**2 / (len(one) - 1) + b**2 / (len(other) - 1))
+    half = float(stdtrit(freedom, upper) * np.sqrt(a + b))
+    return difference - half, difference + half
+
+
 def ratio_interval(x: ArrayLike, y: ArrayLike, level: float = LEVEL) -> tuple[float, float]:
     """Return the interval of mean(x) / mean(y) from paired draws, by Fieller's theorem.
 

@@ -283,8 +283,27 @@ def test_shapeworld_says_where_objects_are_if_asked():
     chosen = images.select([35, 3]).targets["masks"].values
     np.testing.assert_array_equal(chosen[1].read(), masks.values[3].read())
     assert images.digest == open_images(f"{words},annotations=masks").digest
-    with pytest.raises(InputError, match="annotations among masks"):
-        open_images(f"{words},annotations=boxes")
+    with pytest.raises(InputError, match="annotations among masks, boxes, keypoints"):
+        open_images(f"{words},annotations=polygons")
+
+
+def test_shapeworld_says_boxes_and_the_parts_of_the_largest_object():
+    from probekit.data.shapeworld import annotate
+
+    words = "shapeworld/scenes,train=30,test=10,seed=2"
+    found = annotate("scenes", range(30), seed=2)
+    boxes = open_images(f"{words},annotations=boxes").targets["boxes"]
+    points = open_images(f"{words},annotations=keypoints").targets["keypoints"]
+    assert len(points.classes) == 7
+    for index in range(30):
+        seen = (found.labels[index] >= 0) & (found.boxes[index, :, 2] > found.boxes[index, :, 0])
+        np.testing.assert_array_equal(boxes.values[index].classes, found.labels[index][seen])
+        np.testing.assert_allclose(boxes.values[index].corners, found.boxes[index][seen])
+        visible = found.visible[index, 0]
+        np.testing.assert_array_equal(points.values[index].visible, visible)
+        np.testing.assert_allclose(
+            points.values[index].positions[visible], found.keypoints[index, 0][visible], rtol=1e-6
+        )
 
 
 def test_shapeworld_test_images_do_not_move_with_the_others():

@@ -18,6 +18,7 @@ from probekit.functional import (
     ratio_interval,
     resampled_sums,
     t_interval,
+    welch_interval,
 )
 from probekit.seeds import random_stream
 
@@ -228,3 +229,17 @@ def test_no_ratio_where_what_is_below_may_be_0():
     assert np.isnan(ratio_interval([1.0], [2.0])[0])
     with pytest.raises(InputError, match="as many values"):
         ratio_interval([1.0, 2.0], [1.0])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 9), st.integers(2, 9))
+def test_welchs_interval_is_scipys(seed, n, m):
+    draws = np.random.default_rng(seed)
+    x, y = draws.normal(1, 2, n), draws.normal(0, 0.5, m)
+    expected = stats.ttest_ind(x, y, equal_var=False).confidence_interval()
+    np.testing.assert_allclose(welch_interval(x, y), (expected.low, expected.high))
+
+
+def test_welchs_interval_of_constants_is_their_difference():
+    assert welch_interval([1.0, 1.0], [0.5, 0.5]) == (0.5, 0.5)
+    assert np.isnan(welch_interval([1.0], [0.5, 0.6])[0])

@@ -63,4 +63,4 @@ def test_every_arm_in_the_package_loads_and_says_where_it_is_from(arm: str, tmp_
     assert all(torch.isfinite(one).all() for one in backbone.module.state_dict().values())
     features = extract(f"resnet10_w16:bundled@{arm}", "digits,limit=20", "penultimate", store=tmp_path)
     assert json.dumps(facts)
-    assert len(next(iter(features.values())).values) == 20
+    assert len(next(iter(features.values())).values) == 40
