@@ -242,7 +242,7 @@ def check_modes(backbone: Backbone, data: Data) -> None:
     learner = Tuned(backbone, data.task, torch.nn.Identity(), reading, "train").to(backbone.device)
     if len(data.train) < FEWEST_COMPARED or not tracking_layers(learner.module):
         return
-    images = normalised(data.train.pixels[:MOST_COMPARED], data.preprocessing, backbone.device)
+    images = images_of(backbone, data.train.pixels[:MOST_COMPARED])
     with torch.no_grad():
         own, batch = (
             learner.train(mode).represent(images).flatten(1).double().cpu().numpy() for mode in (False, True)
@@ -261,14 +261,9 @@ def check_modes(backbone: Backbone, data: Data) -> None:
         )
 
 
-def normalised(pixels: NDArray[np.uint8], preprocessing: Preprocessing, device: torch.device) -> Tensor:
+def images_of(backbone: Backbone, pixels: NDArray[np.uint8]) -> Tensor:
     """Return (n, 3, S, S) images as a backbone takes them, from (n, S, S, 3) pixels."""
-    mean, std = (
-        torch.tensor(triple, device=device).view(1, 3, 1, 1)
-        for triple in (preprocessing.mean, preprocessing.std)
-    )
-    images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float().div_(255)
-    return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+    return backbone.prepare(torch.from_numpy(pixels).to(backbone.device), channels_last=True)
 
 
 def batch_rows(count: int, batch_size: int, step: int, seed: int) -> NDArray[np.int64]:
@@ -289,7 +284,7 @@ def _tuned(
     learner = Tuned(backbone, data.task, head, reading, one.batch_norm)
 
     def given(split: str, rows: NDArray[np.int64]) -> Tensor:
-        return normalised(getattr(data, split).pixels[rows], data.preprocessing, backbone.device)
+        return images_of(backbone, getattr(data, split).pixels[rows])
 
     return learner.to(memory_format=torch.channels_last), given
 
@@ -323,10 +318,8 @@ def _features(backbone: Backbone, data: Data, reading: Reading) -> dict[str, NDA
     kept = {}
     for split in ("train", "val", "test"):
         part: Part = getattr(data, split)
-        batches = []
+        parts = np.array_split(part.pixels, -(-len(part) // BATCH_SIZE))
         with torch.inference_mode():
-            for pixels in np.array_split(part.pixels, -(-len(part) // BATCH_SIZE)):
-                given = normalised(pixels, data.preprocessing, backbone.device)
-                batches.append(learner.represent(given).float().cpu().numpy())
-        kept[split] = np.concatenate(batches)
+            read = [learner.represent(images_of(backbone, one)).float().cpu().numpy() for one in parts]
+        kept[split] = np.concatenate(read)
     return kept

@@ -17,6 +17,7 @@ from probekit.backbones.loading import load_backbone
 from probekit.backbones.spec import ModelSpec
 from probekit.compute import choose_device
 from probekit.data.images import ImageSet
+from probekit.data.transforms import Preprocessing
 from probekit.errors import TrainingDiverged
 from probekit.files import digest_json, read_json, safe_name, write_json
 from probekit.finetuning.cell import Data, Finetuning, Trained, check_modes, finetune
@@ -82,8 +83,18 @@ class Grid:
         settings: Mapping[str, Any],
         folder: Path,
         device: str | None,
+        opened: dict[Preprocessing, Data],
     ) -> Grid:
         """Open backbone and data, and refuse what cannot be trained.
+
+        Args:
+            model: The backbone.
+            images: The data set.
+            settings: Of the call.
+            folder: The store.
+            device: Where it runs.
+            opened: Data by preprocessing; what is missing is added, so that backbones that see the same
+                pixels share them.
 
         Raises:
             InputError: If the backbone cannot be read for the task, or a setting is none.
@@ -94,7 +105,10 @@ class Grid:
         read_for(backbone, task)
         groups = group_blocks(backbone, settings["by"])
         points = list_points(groups, settings["curves"], settings["modes"])
-        data = Data.open(images, task, backbone.preprocessing, settings["fraction"])
+        seen = backbone.preprocessing
+        if seen not in opened:
+            opened[seen] = Data.open(images, task, seen, settings["fraction"])
+        data = opened[seen]
         grid = cls(backbone, data, groups, points, settings, folder)
         for rate in settings["lr"]:
             grid.finetuning(Cell(points[0], 0, rate))

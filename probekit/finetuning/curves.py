@@ -12,7 +12,7 @@ from probekit.backbones.backbone import Backbone
 from probekit.backbones.batch_norm import recalibrate_batch_norm, tracking_layers
 from probekit.backbones.reset import MODES, NORMS, reset
 from probekit.errors import InputError
-from probekit.finetuning.cell import Data, normalised
+from probekit.finetuning.cell import Data, images_of
 from probekit.taps.facts import list_blocks
 
 CURVES = ("prefix", "suffix", "leave-one-out", "keep-one")
@@ -163,4 +163,4 @@ def put_in_state(
 def _batches(backbone: Backbone, data: Data) -> Iterator[torch.Tensor]:
     pixels = data.train.pixels[:: max(1, len(data.train) // RECALIBRATION_IMAGES)][:RECALIBRATION_IMAGES]
     for part in np.array_split(pixels, max(1, len(pixels) // 64)):
-        yield normalised(part, data.preprocessing, backbone.device)
+        yield images_of(backbone, part)

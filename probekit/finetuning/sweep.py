@@ -178,7 +178,8 @@ def _run(
             raise InputError(f"{name} of at least {least}", str(settings[name]), "Raise it")
     if not each(settings["lr"]):
         raise InputError("at least one learning rate", "none", "0.001 is common")
-    grids = [Grid.open(entry.model, images, settings, folder, device) for entry in entries]
+    opened: dict[Any, Any] = {}
+    grids = [Grid.open(entry.model, images, settings, folder, device, opened) for entry in entries]
     for grid in grids:
         grid.run(jobs)
     frame = rows_to_frame([row for grid in grids for row in grid.rows()])
