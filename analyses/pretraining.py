@@ -45,7 +45,7 @@ PLAN = Plan(
             # Further trainings of MoCo and Exemplar have the rate that was chosen above.
             "crop-only": {"arms": ["moco-v2"], "seeds": 3, "augmentation": "crop-only", "lr": 0.002},
             "colour-only": {"arms": ["moco-v2"], "seeds": 3, "augmentation": "colour-only", "lr": 0.002},
-            "decoder": {"arms": ["autoencoder"], "seeds": 3},
+            "decoder": {"arms": ["autoencoder"], "seeds": 3, "lr": 0.002},
             # The arms whose steps are much cheaper than those of ce; those of ce-mlp cost 2 % more.
             "time": {"arms": ["moco-v2", "exemplar-v2"], "seeds": 5, "budget": "time", "lr": 0.002},
             "2-classes": {

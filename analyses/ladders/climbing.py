@@ -40,9 +40,10 @@ def climb(
     random = settings.pop("random")
     trained, models = [], []
     for rung, own in rungs.items():
-        table = pretrain(arch=ARCH, random=0, **{**settings, **own}, **places)
+        given = {"arch": ARCH, **settings, **own}
+        table = pretrain(random=0, **given, **places)
         trained.append(_named(table, rung))
-        models += _models(table, rung, places.get("store"))
+        models += _models(table, f"{rung}={given['arch']}", places.get("store"))
     tables = {"pretrain": ResultTable.concat(trained)}
     for name, (data, targets) in probes.items():
         probed = probe(
@@ -82,8 +83,14 @@ def _named(table: ResultTable, rung: str) -> ResultTable:
     return ResultTable(frame, {**table.provenance, **by_model}, kept)
 
 
-def _models(table: ResultTable, rung: str, store: str | Path | None) -> list[str]:
-    """Return the words that load every attached checkpoint, written where it can be loaded from."""
+def _models(table: ResultTable, ending: str, store: str | Path | None) -> list[str]:
+    """Return the words that load every attached checkpoint, written where it can be loaded from.
+
+    Args:
+        table: Of ``pretrain``.
+        ending: ``RUNG=ARCHITECTURE``.
+        store: The store; None for the user's cache folder.
+    """
     folder = (Path(store) if store else cache_folder()) / "ladders"
     folder.mkdir(parents=True, exist_ok=True)
     words = []
@@ -94,7 +101,7 @@ def _models(table: ResultTable, rung: str, store: str | Path | None) -> list[str
         path = folder / f"{digest_bytes(content)[:16]}.pth"
         if not path.exists():
             path.write_bytes(content)
-        words.append(f"{arm} {name.removesuffix('.pth')} {rung}={ARCH}:{path}")
+        words.append(f"{arm} {name.removesuffix('.pth')} {ending}:{path}")
     return words
 
 

@@ -36,7 +36,8 @@ def pretrain(
     queue: int = 4096,
     momentum: float = 0.99,
     optimiser: str = "sgd",
-    lr: float | Sequence[float] = 0.1,
+    lr: float | Sequence[float] | Mapping[str, float] = 0.1,
+    rate_epochs: float | None = None,
     weight_decay: float = 1e-4,
     warmup: float = 0.05,
     ema: float = 0.0,
@@ -71,7 +72,9 @@ def pretrain(
         momentum: How much of their key network stays at each step.
         optimiser: ``sgd`` or ``adamw``.
         lr: Largest learning rate; of several, each arm gets that whose first seed has the best linear probe
-            on the images held out.
+            on the images held out; or arm → its rate.
+        rate_epochs: Passes over the training images of the trainings that learning rates are chosen by; None
+            takes ``epochs``.
         weight_decay: Of matrices and kernels.
         warmup: Share of the steps in which the learning rate rises.
         ema: Decay of a running mean of the weights, which is then what is kept; 0 for none.

@@ -159,8 +159,11 @@ class Plan:
     @property
     def steps(self) -> int:
         """Steps of an arm at equal images."""
+        return self._steps_of(self.settings["epochs"])
+
+    def _steps_of(self, epochs: float) -> int:
         an_epoch = len(self.train) // int(self.settings["batch_size"])
-        return max(1, round(float(self.settings["epochs"]) * an_epoch))
+        return max(1, round(float(epochs) * an_epoch))
 
     def steps_in_time(self, seconds: Mapping[str, float]) -> dict[str, int]:
         """Return the steps of each arm that fit into the time of cross-entropy."""
@@ -174,8 +177,24 @@ class Plan:
 
     def cells(self, steps: Mapping[str, int]) -> list[Cell]:
         """Return every arm and seed at the first learning rate."""
-        rate = float(each(self.settings["lr"])[0])
-        return [self.cell(arm, seed, rate, steps[arm.name]) for arm in self.arms for seed in self.seeds]
+        return [
+            self.cell(arm, seed, self.first_rate(arm), steps[arm.name])
+            for arm in self.arms
+            for seed in self.seeds
+        ]
+
+    def first_rate(self, arm: Arm) -> float:
+        """Return the rate that is given to the arm, or the first of those to choose from.
+
+        Raises:
+            InputError: If rates are given by arm and there is none for this one.
+        """
+        rates = self.settings["lr"]
+        if not isinstance(rates, Mapping):
+            return float(each(rates)[0])
+        if arm.name not in rates:
+            raise InputError(f"a learning rate for {arm.name}", f"rates of {', '.join(rates)}", "Add it")
+        return float(rates[arm.name])
 
     def cell(self, arm: Arm, seed: int, rate: float, steps: int) -> Cell:
         """Return one training under the key of all that it depends on."""
@@ -197,14 +216,21 @@ class Plan:
         return Cell(training, key, self.folder / "pretraining" / key)
 
     def choose_rates(self, trainings: Sequence[Cell], jobs: int) -> list[Cell]:
-        """Return the trainings at the learning rate whose first seed is read best on the images held out."""
+        """Return the trainings at the learning rate whose first seed is read best on the images held out.
+
+        What is tried is as long as the training, or of ``rate_epochs`` with a whole schedule of its own.
+        """
         rates = [float(one) for one in self.settings["lr"]]
+        tried_epochs = self.settings["rate_epochs"]
         first = {one.training.arm.name: one for one in trainings if one.training.seed == self.seeds[0]}
         tried = [
-            self.cell(one.training.arm, self.seeds[0], rate, one.training.optimisation.steps)
+            self.cell(
+                one.training.arm, self.seeds[0], rate,
+                one.training.optimisation.steps if tried_epochs is None else self._steps_of(tried_epochs),
+            )
             for one in first.values()
             for rate in rates
-        ]
+        ]  # fmt: skip
         done = self.run(tried, jobs)
         best: dict[str, tuple[float, float]] = {}
         for one in tried:

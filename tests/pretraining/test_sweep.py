@@ -110,6 +110,32 @@ def test_of_several_rates_each_arm_gets_that_which_is_read_best(
     assert found == best
 
 
+def test_rates_can_be_given_by_arm(tmp_path: Path):
+    table = probekit.pretrain(
+        ["ce", "moco-v2"], coloured(), lr={"ce": 0.02, "moco-v2": 0.01}, store=tmp_path, **QUICK
+    )
+    rows = table.frame[table.frame["metric"] == "pretraining_loss"]
+    assert {one["arm"]: one["lr"] for one in map(json.loads, rows["params"])} == {"ce": 0.02, "moco-v2": 0.01}
+    with pytest.raises(InputError, match="a learning rate for moco-v2"):
+        probekit.pretrain(["ce", "moco-v2"], coloured(), lr={"ce": 0.02}, store=tmp_path, **QUICK)
+
+
+def test_rates_are_chosen_by_trainings_of_their_own_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    steps = []
+    original = trainings.train_arm
+
+    def told(training, *rest, **more):
+        steps.append(training.optimisation.steps)
+        return original(training, *rest, **more)
+
+    monkeypatch.setattr(trainings, "train_arm", told)
+    settings = QUICK | {"epochs": 2, "rate_epochs": 1}
+    table = probekit.pretrain("ce", coloured(), lr=[0.01, 0.02], store=tmp_path, **settings)
+    assert steps == [5, 5, 10]
+    rows = table.frame[table.frame["metric"] == "pretraining_loss"]
+    assert [json.loads(one)["steps"] for one in rows["params"]] == [10]
+
+
 @pytest.mark.slow
 def test_at_equal_time_slower_arms_have_fewer_steps_of_a_whole_schedule(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
