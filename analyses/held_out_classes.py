@@ -35,7 +35,7 @@ PLAN = Plan(
         "arch": "resnet18_w16_cifar",
         "data": f"{CIFAR},{KNOWN}",
         "seeds": 1,
-        "epochs": 15,
+        "epochs": 8,
         "batch_size": 128,
         "queue": 4096,
         "optimiser": "adamw",

@@ -340,3 +340,13 @@ def timm_filter(arch: str) -> Any:  # noqa: ANN401 - a function of timm's, or No
     source = inspect.getmodule(timm.model_entrypoint(name.partition(".")[0]))
     found = [getattr(source, name) for name in FILTERS if hasattr(source, name)]
     return found[0] if found else None
+
+
+def draw_initial(arch: str, seed: int, size: int) -> nn.Module:
+    """Return the network that every pretraining arm of a seed starts from.
+
+    Raises:
+        InputError: If the architecture is unknown.
+    """
+    with seeded("pretraining init", arch, seed):
+        return build(arch, size=size)

@@ -17,13 +17,15 @@ def reset(
     target: options.Target = None,
     curve: Annotated[
         list[str] | None,
-        typer.Option(help="prefix, suffix, leave-one-out, keep-one; repeat [default: prefix, suffix]."),
+        typer.Option(
+            help="prefix, suffix, leave-one-out, keep-one, selffer, rewind; repeat [default: prefix, suffix]."
+        ),
     ] = None,
     mode: Annotated[
         list[str] | None,
         typer.Option(
-            help="What the others become: random, arch_init, stats, shuffled; repeat "
-            "[default: random, stats]."
+            help="What the others become: random, arch_init, stats, shuffled; initial or checkpoint(STEP) of "
+            "the same pretraining; repeat [default: random, stats]."
         ),
     ] = None,
     by: Annotated[

@@ -24,3 +24,4 @@ from probekit.figures.relation import plot_relation as plot_relation
 from probekit.figures.training import plot_training as plot_training
 from probekit.figures.transfer import plot_learning as plot_learning
 from probekit.figures.transfer import plot_reset_curves as plot_reset_curves
+from probekit.figures.transfer import plot_rewinds as plot_rewinds

@@ -18,7 +18,7 @@ from probekit.figures.overlays import plot_cascade, plot_overlays
 from probekit.figures.places import plot_examples, plot_places
 from probekit.figures.style import Prints
 from probekit.figures.training import plot_training
-from probekit.figures.transfer import plot_learning, plot_reset_curves
+from probekit.figures.transfer import plot_learning, plot_reset_curves, plot_rewinds
 from probekit.files import replacing, safe_name
 from probekit.results.table import ResultTable
 
@@ -34,6 +34,7 @@ KINDS: dict[str, Callable[..., Figure]] = {
     "training": plot_training,
     "reset": plot_reset_curves,
     "learning": plot_learning,
+    "rewind": plot_rewinds,
     "overlays": plot_overlays,
     "cascade": plot_cascade,
 }
@@ -177,7 +178,10 @@ def draw_transfer(table: ResultTable) -> dict[str, Figure]:
     Returns:
         Name → figure; names serve as file names.
     """
-    return {"reset": plot_reset_curves(table), "learning": plot_learning(table)}
+    figures = {"reset": plot_reset_curves(table), "learning": plot_learning(table)}
+    if {"rewind", "leave-one-out"} & set(table.provenance["settings"].get("curves", [])):
+        figures["rewind"] = plot_rewinds(table)
+    return figures
 
 
 def draw_attribution(table: ResultTable) -> dict[str, Figure]:

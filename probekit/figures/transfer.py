@@ -23,6 +23,8 @@ TASK_METRICS = ("accuracy", "normalised_error", "mean_iou", "ap")
 _KEPT = {"prefix": "first", "suffix": "last"}
 # More models than this make panels too small to read.
 MOST_MODELS = 6
+# Cells of matrices with no more rows than this have their value written into them.
+MOST_WRITTEN = 24
 
 
 def plot_reset_curves(table: ResultTable) -> Figure:
@@ -112,6 +114,78 @@ def plot_learning(table: ResultTable) -> Figure:
         style.add_legend(figure, list(handles.values()), [style.plain(state) for state in handles])
         style.add_footer(figure, ["On images held out from training", "A line a trial"])
     return style.finish(figure, "How the trainings went.")
+
+
+def plot_rewinds(table: ResultTable) -> Figure:
+    """Draw what is lost when a group is put back, or replaced before training: a panel a model, group × mode.
+
+    Args:
+        table: That of ``reset_curves`` with the curve ``rewind`` or ``leave-one-out``.
+
+    Raises:
+        InputError: If it has neither.
+    """
+    lost = _losses(table)
+    if not len(lost):
+        raise InputError("rows of rewind or leave-one-out", "none", "Ask for one of these curves")
+    models = list(dict.fromkeys(lost["model"]))[:MOST_MODELS]
+    modes = list(dict.fromkeys(lost["column"]))
+    matrices = [
+        own.pivot(index="group", columns="column", values="value").reindex(
+            index=list(dict.fromkeys(own["group"])), columns=modes
+        )
+        for own in (lost[lost["model"] == model] for model in models)
+    ]
+    most = float(lost["value"].abs().max()) or 1.0
+    with style.styled():
+        rows = max(len(one) for one in matrices)
+        width = 1.4 + len(models) * (0.4 + 0.62 * len(modes))
+        figure = style.new_figure(max(6.4, width), 2.0 + 0.26 * rows)
+        panels = figure.subplots(1, len(models), squeeze=False).ravel()
+        for axes, model, matrix in zip(panels, models, matrices, strict=True):
+            values = matrix.to_numpy(float)
+            image = axes.imshow(values, cmap="RdBu_r", vmin=-most, vmax=most, aspect="auto")
+            axes.grid(False)
+            axes.set_xticks(range(len(modes)), modes, rotation=40, ha="right", fontsize=6)
+            axes.set_yticks(range(len(matrix)), [style.plain(one) for one in matrix.index])
+            axes.set_title(style.plain(model))
+            for (row, column), value in np.ndenumerate(values):
+                if np.isfinite(value) and rows <= MOST_WRITTEN:
+                    dark = abs(value) > 0.6 * most
+                    axes.text(
+                        column, row, f"{value:.2f}".replace("-", "−"), ha="center", va="center", fontsize=6,
+                        color="white" if dark else "black",
+                    )  # fmt: skip
+        figure.colorbar(image, ax=list(panels), label="Lost", aspect=10)
+        notes = [
+            "Means over trials",
+            "Put back: after finetuning, without further training",
+            "Above 0: needed",
+        ]
+        style.add_footer(figure, notes)
+    return style.finish(figure, "What is lost when one group is put back, or replaced and trained again.")
+
+
+def _losses(table: ResultTable) -> pd.DataFrame:
+    """Return ``model``, ``group``, ``column`` and ``value`` of rewinds and of leave-one-out."""
+    found = []
+    frame = table.frame[table.frame["value"].notna()]
+    whole = {
+        row["model"]: row["value"]
+        for _, row in frame[frame["metric"] == "gain"].iterrows()
+        if json.loads(row["params"])["mode"] == ""
+    }
+    for _, row in frame[frame["metric"].isin(["rewind_drop", "gain"])].iterrows():
+        told = json.loads(row["params"])
+        one = {"model": row["model"], "value": row["value"]}
+        if row["metric"] == "rewind_drop":
+            again = " (BN)" if told["rewound_batch_norm"] != "as it is" else ""
+            found.append(one | {"group": told["group"], "column": f"back: {told['to']}{again}"})
+        elif told["curve"] == "leave-one-out":
+            lost = whole[row["model"]] - row["value"]
+            column = f"replaced: {told['mode']}"
+            found.append(one | {"value": lost, "group": " ".join(told["replaced"]), "column": column})
+    return pd.DataFrame(found, columns=["model", "group", "column", "value"])
 
 
 def read_states(table: ResultTable) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from probekit.data.splits import hold_out
 from probekit.data.transforms import Preprocessing
 from probekit.errors import DataError, InputError
 from probekit.features.streaming import BATCH_SIZE
+from probekit.files import replacing
 from probekit.finetuning.network import Headed, Reading, Tuned, read_for
 from probekit.functional.moments import CrossMoments
 from probekit.functional.similarity import debiased_cka
@@ -40,6 +41,9 @@ HELD = 0.15
 MOST_COMPARED, FEWEST_COMPARED, PERMUTATIONS = 128, 16, 20
 # Bytes of features of a frozen backbone that are kept in memory.
 MOST_BYTES = 4 << 30
+
+# Split and rows → what a network is given of them.
+Given = Callable[[str, NDArray[np.int64]], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +150,7 @@ class Finetuning:
         batch_size: Images a step.
         seed: Of head and order.
         precision: Of the forward passes.
+        still: Modules and parameters of a tuned backbone that are not trained.
     """
 
     optimisation: Optimisation
@@ -154,6 +159,7 @@ class Finetuning:
     batch_size: int
     seed: int
     precision: str = "float32"
+    still: tuple[str, ...] = ()
 
     def facts(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -177,52 +183,80 @@ class Trained:
     learner: Headed | None = None
 
 
-def finetune(backbone: Backbone, data: Data, one: Finetuning, folder: Path | None = None) -> Trained:
+def finetune(
+    backbone: Backbone, data: Data, one: Finetuning, folder: Path | None = None, keep: Sequence[int] = ()
+) -> Trained:
     """Train a head, and the backbone below it if it is to be tuned, and score it on test.
 
     Args:
         backbone: Left as it is.
         data: At its input size.
         one: What is trained, and how.
-        folder: Holds snapshot and curves; None keeps nothing.
+        folder: Holds snapshot, curves and kept weights; None keeps nothing.
+        keep: Steps after which all weights are kept, in the file of ``weights_file``.
 
     Raises:
         InputError: If the backbone cannot be read for the task, or batch norm cannot be trained.
         TrainingDiverged: If the loss is no number.
     """
     began = time.monotonic()
-    reading = read_for(backbone, data.task)
-    with seeded("finetuning head", data.task.name, *reading.shape, one.seed):
-        head = data.task.head(reading.shape, data.train.truth, data.preprocessing.size)
-    learner, given = (_tuned if one.tuned else _frozen)(backbone, data, head, reading, one)
-    learner.to(backbone.device)
+    learner, given = build(backbone, data, one)
     truth = torch.tensor(data.train.truth)
 
     def batches(step: int) -> tuple[Tensor, Tensor]:
         rows = batch_rows(len(data.train), one.batch_size, step, one.seed)
         return given("train", rows), truth[rows].to(backbone.device)
 
-    def ask(split: str) -> Mapping[str, Score]:
-        part: Part = getattr(data, split)
-        parts = np.array_split(np.arange(len(part)), -(-len(part) // one.batch_size))
-        learner.eval()
-        with torch.inference_mode():
-            answers = [data.task.answer(learner.outputs(given(split, rows))) for rows in parts]
-        return data.task.score(np.concatenate(answers), part.truth)
+    def keep_weights(step: int) -> None:
+        if folder is not None:
+            with replacing(weights_file(folder, step)) as temporary:
+                torch.save(learner.state_dict(), temporary)
 
     first = data.task.metrics[0]
     steps = one.optimisation.steps
     journal = Journal[tuple[Tensor, Tensor]](
         folder,
+        keep=keep,
+        kept=keep_weights,
         watch=[round(share * steps) for share in WATCHED],
-        monitor=lambda: {f"val_{first}": ask("val")[first].value},
+        monitor=lambda: {f"val_{first}": evaluate(learner, given, data, "val", one.batch_size)[first].value},
         seed=one.seed,
         unit=one.batch_size,
         label=f"{backbone.name}, {data.task.name}, seed {one.seed}",
     )
     train(learner, batches, one.optimisation, journal, precision=one.precision)
+    reading = read_for(backbone, data.task)
     facts = {"wall_s": time.monotonic() - began, "n_train": len(data.train), "readout": reading.readout}
-    return Trained(ask("val")[first].value, ask("test"), facts, learner)
+    val, test = (evaluate(learner, given, data, split, one.batch_size) for split in ("val", "test"))
+    return Trained(val[first].value, test, facts, learner)
+
+
+def weights_file(folder: Path, step: int) -> Path:
+    """Return where the weights after a step are kept."""
+    return folder / f"weights-{step:06d}.pt"
+
+
+def build(backbone: Backbone, data: Data, one: Finetuning) -> tuple[Headed, Given]:
+    """Return the network of a training before its first step, and what makes its batches.
+
+    Raises:
+        InputError: If the backbone cannot be read for the task, or batch norm cannot be trained.
+    """
+    reading = read_for(backbone, data.task)
+    with seeded("finetuning head", data.task.name, *reading.shape, one.seed):
+        head = data.task.head(reading.shape, data.train.truth, data.preprocessing.size)
+    learner, given = (_tuned if one.tuned else _frozen)(backbone, data, head, reading, one)
+    return learner.to(backbone.device), given
+
+
+def evaluate(learner: Headed, given: Given, data: Data, split: str, batch_size: int) -> Mapping[str, Score]:
+    """Return the metrics of a network on ``val`` or ``test``."""
+    part: Part = getattr(data, split)
+    parts = np.array_split(np.arange(len(part)), -(-len(part) // batch_size))
+    learner.eval()
+    with torch.inference_mode():
+        answers = [data.task.answer(learner.outputs(given(split, rows))) for rows in parts]
+    return data.task.score(np.concatenate(answers), part.truth)
 
 
 def check_modes(backbone: Backbone, data: Data) -> None:
@@ -274,14 +308,11 @@ def batch_rows(count: int, batch_size: int, step: int, seed: int) -> NDArray[np.
     return order[place * size : (place + 1) * size]
 
 
-Given = Callable[[str, NDArray[np.int64]], Tensor]
-
-
 def _tuned(
     backbone: Backbone, data: Data, head: torch.nn.Module, reading: Reading, one: Finetuning
 ) -> tuple[Headed, Given]:
     """Return backbone and head, and what makes batches of normalised images."""
-    learner = Tuned(backbone, data.task, head, reading, one.batch_norm)
+    learner = Tuned(backbone, data.task, head, reading, one.batch_norm, one.still)
 
     def given(split: str, rows: NDArray[np.int64]) -> Tensor:
         return images_of(backbone, getattr(data, split).pixels[rows])

@@ -1,45 +1,59 @@
-"""The trainings of one backbone: which they are, where they are kept, what rows they become."""
+"""The trainings of one model: which they are, in which order, where they are kept."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
+from probekit.backbones.architectures import classifier_paths
 from probekit.backbones.backbone import Backbone
 from probekit.backbones.loading import load_backbone
+from probekit.backbones.past import earlier, is_past
+from probekit.backbones.reset import random_control
 from probekit.backbones.spec import ModelSpec
 from probekit.compute import choose_device
 from probekit.data.images import ImageSet
 from probekit.data.transforms import Preprocessing
-from probekit.errors import TrainingDiverged
-from probekit.files import digest_json, read_json, safe_name, write_json
+from probekit.errors import CheckpointError, InputError, TrainingDiverged
+from probekit.files import digest_json, read_json, write_json
 from probekit.finetuning.cell import Data, Finetuning, Trained, check_modes, finetune
-from probekit.finetuning.curves import Group, Point, group_blocks, list_points, put_in_state
-from probekit.finetuning.network import read_for
-from probekit.finetuning.scores import Gains, score_rows
+from probekit.finetuning.changes import measure_changes
+from probekit.finetuning.curves import (
+    OTHER_DRAW,
+    REWIND,
+    SCRATCH,
+    SELFFER,
+    Group,
+    Point,
+    group_blocks,
+    list_points,
+    put_in_state,
+)
+from probekit.finetuning.network import Tuned, read_for
+from probekit.finetuning.rewind import kept_steps, load_kept, rewind
 from probekit.functional.intervals import bootstrap_means
 from probekit.grid import run_cells
 from probekit.seeds import random_stream
-from probekit.taps.facts import list_blocks
-from probekit.taps.layers import level_shares
 from probekit.tasks.choosing import find_task
 from probekit.training.loop import METRICS
 from probekit.training.optimisers import Optimisation
 from probekit.version import __version__
 
+log = logging.getLogger(__name__)
+
 # Changes whenever a stored training would no longer be what the code computes.
-CELL_FORMAT = 1
+CELL_FORMAT = 2
 DRAWS = 2000
-RESULT = "result.json"
-# What of the settings one training depends on, beside its learning rate and trial.
-_SHARED = ("tuned", "batch_norm", "norms", "precision")
+RESULT, KEPT_WEIGHTS = "result.json", "weights-*.pt"
+
+
+# Marks a training that failed, but not by its learning rate: the next call tries it again.
+FAILED = "failed"
 
 
 @dataclass(frozen=True)
@@ -53,131 +67,255 @@ class Cell:
 
 @dataclass(eq=False)
 class Grid:
-    """All trainings of one backbone on one task.
+    """All trainings of one model on one task: of one backbone, or of those that differ in pretraining seed.
 
     Attributes:
-        backbone: Left as it is.
-        data: At its input size.
-        groups: Of its blocks.
+        name: Of the model in tables.
+        backbones: One for all trials, or one for each; left as they are.
+        data: At their input size.
+        groups: Of the blocks.
         points: States that are trained.
+        absent: Mode → why there are no such states of this model.
         settings: Of the call.
         folder: The store.
+        finished: Key → what the training came to, on another machine.
         found: Cell → what its training came to.
         chosen: Point → learning rate.
+        rewound: Trial → scores with blocks put back; see ``rewind``.
     """
 
-    backbone: Backbone
+    name: str
+    backbones: tuple[Backbone, ...]
     data: Data
     groups: list[Group]
     points: list[Point]
+    absent: Mapping[str, str]
     settings: Mapping[str, Any]
     folder: Path
+    finished: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     found: dict[Cell, Mapping[str, Any]] = field(default_factory=dict)
     chosen: dict[Point, float] = field(default_factory=dict)
+    rewound: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
 
     @classmethod
     def open(
         cls,
-        model: ModelSpec | Backbone,
+        name: str | None,
+        models: Sequence[ModelSpec | Backbone],
         images: ImageSet,
         settings: Mapping[str, Any],
         folder: Path,
         device: str | None,
         opened: dict[Preprocessing, Data],
+        finished: Mapping[str, Mapping[str, Any]],
     ) -> Grid:
-        """Open backbone and data, and refuse what cannot be trained.
+        """Open backbones and data, and refuse what cannot be trained.
 
         Args:
-            model: The backbone.
+            name: Of an arm; None takes the backbone's.
+            models: The backbone, or an arm's, one a pretraining seed.
             images: The data set.
             settings: Of the call.
             folder: The store.
             device: Where it runs.
             opened: Data by preprocessing; what is missing is added, so that backbones that see the same
                 pixels share them.
+            finished: What other machines trained.
 
         Raises:
-            InputError: If the backbone cannot be read for the task, or a setting is none.
+            InputError: If a backbone cannot be read for the task, those of an arm differ in more than their
+                weights, or a setting is none.
         """
-        backbone = model if isinstance(model, Backbone) else load_backbone(model)
-        backbone = backbone.to(choose_device(device))
+        place = choose_device(device)
+        backbones = tuple(
+            (one if isinstance(one, Backbone) else load_backbone(one)).to(place) for one in models
+        )
+        first = backbones[0]
+        _check_alike(name or first.name, backbones)
         task = find_task(settings["task"], images, settings["target"])
-        read_for(backbone, task)
-        groups = group_blocks(backbone, settings["by"])
-        points = list_points(groups, settings["curves"], settings["modes"])
-        seen = backbone.preprocessing
+        for one in backbones:
+            read_for(one, task)
+        groups = group_blocks(first, settings["by"])
+        absent = _absent_modes(backbones, settings["modes"])
+        points = [
+            one
+            for one in list_points(groups, settings["curves"], settings["modes"])
+            if one.mode not in absent
+        ]
+        seen = first.preprocessing
         if seen not in opened:
             opened[seen] = Data.open(images, task, seen, settings["fraction"])
         data = opened[seen]
-        grid = cls(backbone, data, groups, points, settings, folder)
+        grid = cls(name or first.name, backbones, data, groups, points, absent, settings, folder, finished)
         for rate in settings["lr"]:
             grid.finetuning(Cell(points[0], 0, rate))
         if settings["tuned"] and settings["batch_norm"] == "train":
-            check_modes(backbone, data)
+            for one in backbones:
+                check_modes(one, data)
         return grid
+
+    @property
+    def is_arm(self) -> bool:
+        """Whether trials differ in the seed of pretraining."""
+        return len(self.backbones) > 1
+
+    @property
+    def trials(self) -> range:
+        """Trials of every state."""
+        return range(len(self.backbones) if self.is_arm else self.settings["trials"])
 
     @property
     def rates(self) -> list[float]:
         """Learning rates to choose from, ascending."""
         return sorted(float(one) for one in self.settings["lr"])
 
+    def of(self, trial: int) -> Backbone:
+        """Return the backbone of a trial."""
+        return self.backbones[trial if self.is_arm else 0]
+
     def finetuning(self, cell: Cell) -> Finetuning:
         """Return how a cell is trained."""
         s = self.settings
         warmup = round(s["warmup"] * s["steps"])
         optimisation = Optimisation(s["steps"], cell.lr, s["optimiser"], s["weight_decay"], warmup)
-        seed = s["seed"] + cell.trial
-        return Finetuning(optimisation, s["tuned"], s["batch_norm"], s["batch_size"], seed, s["precision"])
+        return Finetuning(
+            optimisation, s["tuned"], s["batch_norm"], s["batch_size"], s["seed"] + cell.trial,
+            s["precision"], self._members(cell.point.kept) if cell.point.mode == SELFFER else (),
+        )  # fmt: skip
+
+    def kept_steps(self, point: Point) -> list[int]:
+        """Return the steps of a state whose weights are needed afterwards."""
+        curves, steps = self.settings["curves"], self.settings["steps"]
+        if REWIND in curves and not point.mode:
+            return kept_steps(steps)
+        return [steps] if SELFFER in curves and point == Point((), SCRATCH) else []
 
     def key(self, cell: Cell) -> str:
         """Return what stands for all that a training depends on."""
         replaced = [list(one.members) for one in self.groups if one.name not in cell.point.kept]
-        state = [replaced, cell.point.mode, self.settings["norms"]] if replaced else []
+        state: list[Any] = [replaced, cell.point.mode, self.settings["norms"]] if replaced else []
+        backbone = self.of(cell.trial)
+        # A draw of everything is the same for all backbones of an architecture, and trained once.
+        drawn = cell.point == Point((), SCRATCH) and self._is_replaced_whole(backbone)
+        if is_past(cell.point.mode):
+            state.append(earlier(backbone, cell.point.mode).weights)
+        if cell.point.mode == SELFFER:
+            state.append(self.key(self.chosen_cell(Point((), SCRATCH), cell.trial)))
         parts = [
-            CELL_FORMAT, __version__, self.backbone.weights, self.backbone.arch, self.data.facts(),
-            self.finetuning(cell).facts(), state,
+            CELL_FORMAT, __version__, "" if drawn else backbone.weights, backbone.arch, self.data.facts(),
+            self.finetuning(cell).facts(), state, self.kept_steps(cell.point),
         ]  # fmt: skip
         return digest_json(parts)[:32]
 
     def run(self, jobs: int) -> None:
         """Train what is not finished: every rate in the first trial, then the chosen rates in the others."""
-        self._train([Cell(point, 0, rate) for point in self.points for rate in self.rates], jobs)
-        for point in self.points:
-            self.chosen[point] = self._best(point)
-        others = range(1, self.settings["trials"])
-        self._train([self.chosen_cell(point, trial) for point in self.points for trial in others], jobs)
+        selffers = [point for point in self.points if point.mode == SELFFER]
+        for points in ([point for point in self.points if point.mode != SELFFER], selffers):
+            self._train([Cell(point, 0, rate) for point in points for rate in self.rates], jobs)
+            for point in points:
+                self.chosen[point] = self._best(point)
+            self._train(
+                [self.chosen_cell(point, trial) for point in points for trial in self.trials[1:]], jobs
+            )
+        if REWIND in self.settings["curves"]:
+            self._rewind(jobs)
 
     def chosen_cell(self, point: Point, trial: int) -> Cell:
         """Return the training that counts for a state and trial."""
         return Cell(point, trial, self.chosen[point])
 
+    def whole(self) -> Point:
+        """Return the state in which nothing is replaced."""
+        return self.points[0]
+
+    def _is_replaced_whole(self, backbone: Backbone) -> bool:
+        """Whether the groups hold every weight but the classifier's, and the words tell the architecture."""
+        parts = (*self._members([one.name for one in self.groups]), *classifier_paths(backbone.module))
+        return backbone.spec is not None and all(
+            any(f"{name}.".startswith(f"{part}.") for part in parts) for name in backbone.module.state_dict()
+        )
+
+    def _members(self, kept: Sequence[str]) -> tuple[str, ...]:
+        return tuple(member for one in self.groups if one.name in kept for member in one.members)
+
     def _train(self, cells: Sequence[Cell], jobs: int) -> None:
         keys = {cell: self.key(cell) for cell in cells}
+        store = self.folder / "finetuning"
+        for cell, key in keys.items():
+            if key in self.finished and not (store / key).exists() and not self.kept_steps(cell.point):
+                _write(self.finished[key], store / key)
         done = run_cells(
             {keys[cell]: partial(self._train_one, cell) for cell in cells},
-            folder=self.folder / "finetuning",
+            folder=store,
             save=_save,
             load=lambda place: read_json(place / RESULT),
             jobs=jobs,
-            label=f"{self.backbone.name}, {self.data.task.name}",
+            label=f"{self.name}, {self.data.task.name}",
         )
         self.found |= {cell: done[key] for cell, key in keys.items()}
 
     def _train_one(self, cell: Cell) -> dict[str, Any]:
-        """Train one cell; a loss that is no number is recorded, and the rest go on."""
+        """Train one cell; what fails is recorded, and the rest go on."""
         unfinished = self.folder / "finetuning" / f".{self.key(cell)}.unfinished"
-        unfinished.mkdir(parents=True, exist_ok=True)
         one = self.finetuning(cell)
-        state = put_in_state(
-            self.backbone, self.groups, cell.point, one.seed, self.settings["norms"], self.data
-        )
         try:
-            trained = finetune(state, self.data, one, unfinished)
+            unfinished.mkdir(parents=True, exist_ok=True)
+            state = self._state(cell)
+            trained = finetune(state, self.data, one, unfinished, self.kept_steps(cell.point))
+            told = _told(trained, self.data, one.seed)
+            ends = (self.whole(), Point((), SCRATCH))
+            if cell.point in ends and isinstance(trained.learner, Tuned):
+                told["changes"] = measure_changes(state, trained.learner.module, self.groups, self.data)
         except TrainingDiverged as error:
             return {"status": str(error), "folder": str(unfinished)}
+        except InputError:
+            # About the settings: the others would fail alike.
+            raise
+        except (RuntimeError, MemoryError, OSError, ValueError) as error:
+            log.exception("A training of %s failed, and the others go on", self.name)
+            return {"status": f"{type(error).__name__}: {error}", FAILED: True}
         lines = (unfinished / METRICS).read_text(encoding="utf-8").splitlines()
-        told = _told(trained, self.data, one.seed)
         return {**told, "curve": [json.loads(line) for line in lines], "folder": str(unfinished)}
+
+    def _state(self, cell: Cell) -> Backbone:
+        """Return the backbone that a training starts from."""
+        backbone, point, norms = self.of(cell.trial), cell.point, self.settings["norms"]
+        seed, source = self.settings["seed"] + cell.trial, None
+        if is_past(point.mode):
+            source = earlier(backbone, point.mode)
+        if point.mode == SELFFER:
+            source = random_control(backbone, "fresh draw", seed + OTHER_DRAW)
+            scratch = self.chosen_cell(Point((), SCRATCH), cell.trial)
+            folder, one = self.folder / "finetuning" / self.key(scratch), self.finetuning(scratch)
+            learner = load_kept(backbone, self.data, one, folder, one.optimisation.steps)
+            assert isinstance(learner, Tuned)
+            backbone = backbone.edited(learner.module.requires_grad_(False), "trained from scratch")
+        return put_in_state(backbone, self.groups, point, seed, norms, self.data, source)
+
+    def _rewind(self, jobs: int) -> None:
+        """Score every trial of the whole backbone with blocks put back."""
+        cells = {trial: self.chosen_cell(self.whole(), trial) for trial in self.trials}
+        names = [[group.name, list(group.members)] for group in self.groups]
+        keys = {
+            trial: digest_json([self.key(cell), names])[:32]
+            for trial, cell in cells.items()
+            if "status" not in self.found[cell]
+        }
+        done = run_cells(
+            {
+                key: partial(
+                    rewind, self.of(trial), self.data, self.groups, self.finetuning(cells[trial]),
+                    self.folder / "finetuning" / self.key(cells[trial]),
+                )
+                for trial, key in keys.items()
+            },
+            folder=self.folder / "rewinds",
+            save=lambda rows, place: _write({"rows": rows}, place),
+            load=lambda place: read_json(place / RESULT)["rows"],
+            jobs=jobs,
+            label=f"{self.name}, blocks put back",
+        )  # fmt: skip
+        self.rewound = {trial: done[key] for trial, key in keys.items()}
 
     def _best(self, point: Point) -> float:
         """Return the rate that is best on val in the first trial; the lowest of equals."""
@@ -189,102 +327,41 @@ class Grid:
         best = (max if task.higher_is_better else min)(finished.values())
         return next(rate for rate, value in finished.items() if value == best)
 
-    # Rows
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield the metrics of every state and trial, then what they say together."""
-        shared = self._shared()
-        task = self.data.task
-        baseline = task.baseline(self.data.train.truth, self.data.test.truth)
-        trials = range(self.settings["trials"])
-        for point in self.points:
-            for trial in trials:
-                cell = self.chosen_cell(point, trial)
-                for metric in task.metrics:
-                    yield shared | self._metric_row(cell, metric) | {"null": baseline[metric]}
-        first = task.metrics[0]
-        values = {point: np.array([self._value(point, t, first) for t in trials]) for point in self.points}
-        levels = tuple(group.level for group in self.groups)
-        names = tuple(group.name for group in self.groups)
-        gains = Gains(names, levels, values, 1 if task.higher_is_better else -1)
-        for row in score_rows(gains, self.settings["curves"], self.settings["modes"]):
-            params = self._params(row.pop("kept"), row.pop("mode")) | {"of": first, "curve": row.pop("curve")}
-            kind = {"ci_kind": "t,trials"} if "ci_low" in row else {}
-            yield shared | row | kind | {"params": params}
+def _check_alike(name: str, backbones: Sequence[Backbone]) -> None:
+    """Refuse an arm whose backbones differ in more than their weights."""
+    first = backbones[0]
+    for one in backbones[1:]:
+        for what, own, other in (
+            ("architecture", first.arch, one.arch),
+            ("preprocessing", first.preprocessing, one.preprocessing),
+        ):
+            if own != other:
+                raise InputError(f"one {what} in arm {name}", f"{own} and {other}", "Give them apart")
+    if len({one.weights for one in backbones}) < len(backbones):
+        raise InputError(f"different weights in arm {name}", "the same twice", "Give each seed once")
 
-    def _value(self, point: Point, trial: int, metric: str) -> float:
-        """Return a metric on test; NaN where the training failed."""
-        found = self.found[self.chosen_cell(point, trial)]
-        return float(found["test"][metric]) if "test" in found else float("nan")
 
-    def _metric_row(self, cell: Cell, metric: str) -> dict[str, Any]:
-        found = self.found[cell]
-        params = self._params(cell.point.kept, cell.point.mode) | {
-            "lr": cell.lr,
-            "lr_at_edge": len(self.rates) > 1 and cell.lr in (self.rates[0], self.rates[-1]),
-        }
-        row = {"metric": metric, "trial_seed": self.settings["seed"] + cell.trial, "params": params}
-        row |= {"null_kind": "no image seen", "n": len(self.data.test)}
-        if "status" in found:
-            return row | {"value": None, "status": found["status"]}
-        row["value"] = found["test"][metric]
-        if metric in found["intervals"]:
-            low, high = found["intervals"][metric]
-            row |= {"ci_low": low, "ci_high": high, "ci_kind": "bootstrap,test units"}
-        return row
+def _absent_modes(backbones: Sequence[Backbone], modes: Sequence[str]) -> dict[str, str]:
+    """Return the modes that need a past which a backbone does not have, and why."""
+    absent = {}
+    for mode in modes:
+        if not is_past(mode):
+            continue
+        try:
+            for one in backbones:
+                earlier(one, mode)
+        except CheckpointError as error:
+            absent[mode] = str(error)
+    return absent
 
-    def _params(self, kept: Sequence[str], mode: str) -> dict[str, Any]:
-        s = self.settings
-        every = [group.name for group in self.groups]
-        return {
-            "task": self.data.task.name,
-            "kept": list(kept),
-            "n_kept": len(kept),
-            "replaced": [name for name in every if name not in kept],
-            "mode": mode,
-            "by": s["by"],
-            "steps": s["steps"],
-            "batch_size": s["batch_size"],
-            "n_train": len(self.data.train),
-            **{name: s[name] for name in _SHARED},
-        }
 
-    def _shared(self) -> dict[str, Any]:
-        reading, block = read_for(self.backbone, self.data.task), list_blocks(self.backbone)[-1]
-        return {
-            "model": self.backbone.name,
-            "arch": self.backbone.arch,
-            "weights": self.backbone.weights,
-            "data": self.data.images.name,
-            "split": "test",
-            "target": self.data.task.target,
-            "tap": f"{reading.path}|{reading.readout}",
-            "block": block.path,
-            "level": block.level,
-            "depth": block.depth,
-            "readout": reading.readout,
-            "d": int(np.prod(reading.shape)),
-            "n_classes": len(self.data.task.classes),
-        }
-
-    def facts(self) -> dict[str, Any]:
-        """Return what provenance says of the backbone."""
-        shares = level_shares(self.backbone) if self.groups and self.groups[0].level else {}
-        return {**self.backbone.facts(), "level_shares": shares, "random_init": False, "control_of": None}
-
-    def attachments(self) -> dict[str, pd.DataFrame]:
-        """Return the curve of every training that counts: step, loss, value on val."""
-        found = {}
-        for point in self.points:
-            for trial in range(self.settings["trials"]):
-                cell = self.chosen_cell(point, trial)
-                curve = self.found[cell].get("curve")
-                if curve:
-                    state = "-".join(point.kept) or "nothing"
-                    name = f"{state}_{point.mode or 'whole'}_{trial}"
-                    place = f"curves/{safe_name(self.backbone.name)}/{safe_name(name)}.parquet"
-                    found[place] = pd.DataFrame(curve)
-        return found
+def _write(told: Mapping[str, Any], place: Path) -> None:
+    """Write a result into a folder that is there whole or not at all."""
+    unfinished = place.with_name(f".{place.name}.unfinished")
+    unfinished.mkdir(parents=True, exist_ok=True)
+    write_json(unfinished / RESULT, dict(told))
+    unfinished.rename(place)
 
 
 def _told(trained: Trained, data: Data, seed: int) -> dict[str, Any]:
@@ -300,10 +377,13 @@ def _told(trained: Trained, data: Data, seed: int) -> dict[str, Any]:
 
 
 def _save(result: Mapping[str, Any], place: Path) -> None:
-    """Give a finished training its name: its result and its curve stay, its snapshot does not."""
+    """Give a finished training its name: result, curve and kept weights stay, its snapshot does not."""
+    if result.get(FAILED):
+        return
     unfinished = Path(result["folder"])
     told = {key: value for key, value in result.items() if key != "folder"}
     for path in unfinished.iterdir():
-        path.unlink()
+        if not path.match(KEPT_WEIGHTS):
+            path.unlink()
     write_json(unfinished / RESULT, told)
     unfinished.rename(place)

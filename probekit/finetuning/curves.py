@@ -10,16 +10,22 @@ import torch
 
 from probekit.backbones.backbone import Backbone
 from probekit.backbones.batch_norm import recalibrate_batch_norm, tracking_layers
+from probekit.backbones.past import is_past
 from probekit.backbones.reset import MODES, NORMS, reset
 from probekit.errors import InputError
 from probekit.finetuning.cell import Data, images_of
 from probekit.taps.facts import list_blocks
 
-CURVES = ("prefix", "suffix", "leave-one-out", "keep-one")
+# Curves of states that are trained; and of the whole backbone after it was trained.
+STATES = ("prefix", "suffix", "leave-one-out", "keep-one")
+SELFFER, REWIND = "selffer", "rewind"
+CURVES = (*STATES, SELFFER, REWIND)
 GRAINS = ("level", "stage", "block")
 # Modes that need no other backbone.
 DRAWN = tuple(mode for mode in MODES if mode != "copied")
 SCRATCH = "random"
+# Draws of what is replaced in a network that was itself trained from a draw are as far away as this.
+OTHER_DRAW = 1000
 # Images that batch norm of replaced blocks takes its first statistics from.
 RECALIBRATION_IMAGES = 256
 
@@ -45,7 +51,9 @@ class Point:
 
     Attributes:
         kept: Names of the groups that stay; the others are replaced.
-        mode: Of ``reset``; empty where nothing is replaced.
+        mode: Of ``reset``; ``initial`` or ``checkpoint(STEP)`` of the same pretraining; ``selffer``, where
+            what is kept is from the network trained from scratch on the task, and not trained again; empty
+            where nothing is replaced.
     """
 
     kept: tuple[str, ...]
@@ -93,15 +101,21 @@ def list_points(groups: Sequence[Group], curves: Sequence[str], modes: Sequence[
         >>> [point.kept for point in list_points(groups, ["prefix"], ["random"])]
         [('low', 'mid', 'high'), (), ('low',), ('low', 'mid')]
     """
-    for what, given, known in (("curve", curves, CURVES), ("mode", modes, DRAWN)):
-        for one in given:
-            if one not in known:
-                raise InputError(f"a {what} among {', '.join(known)}", repr(one), "Choose one")
+    for one in curves:
+        if one not in CURVES:
+            raise InputError(f"a curve among {', '.join(CURVES)}", repr(one), "Choose one")
+    for one in modes:
+        if one not in DRAWN and not is_past(one):
+            known = ", ".join((*DRAWN, "initial", "checkpoint(STEP)"))
+            raise InputError(f"a mode among {known}", repr(one), "Choose one")
     every = tuple(group.name for group in groups)
     points = [Point(every, ""), Point((), SCRATCH)]
-    for mode in modes:
+    states = [curve for curve in STATES if curve in curves]
+    for mode in modes if states else ():
         points.append(Point((), mode))
-        points += [Point(kept, mode) for curve in curves for kept in _kept(every, curve) if kept != every]
+        points += [Point(kept, mode) for curve in states for kept in _kept(every, curve) if kept != every]
+    if SELFFER in curves:
+        points += [Point(kept, SELFFER) for kept in _kept(every, "prefix") if kept and kept != every]
     return list(dict.fromkeys(points))
 
 
@@ -128,7 +142,13 @@ def _kept(every: tuple[str, ...], curve: str) -> Iterator[tuple[str, ...]]:
 
 
 def put_in_state(
-    backbone: Backbone, groups: Sequence[Group], point: Point, seed: int, norms: str, data: Data
+    backbone: Backbone,
+    groups: Sequence[Group],
+    point: Point,
+    seed: int,
+    norms: str,
+    data: Data,
+    source: Backbone | None = None,
 ) -> Backbone:
     """Return a copy of a backbone in the state of a point; itself where nothing is replaced.
 
@@ -142,13 +162,15 @@ def put_in_state(
         seed: Which draw.
         norms: Of ``reset``.
         data: Whose training images batch norm is given.
+        source: What replaced blocks are copied from, for modes that are no draw.
     """
     if norms not in NORMS:
         raise InputError(f"norms among {', '.join(NORMS)}", repr(norms), "reset is the default")
     replaced = [member for group in groups if group.name not in point.kept for member in group.members]
     if not replaced:
         return backbone
-    edited = reset(backbone, replaced, mode=point.mode, seed=seed, norms=norms)
+    mode = point.mode if source is None else "copied"
+    edited = reset(backbone, replaced, mode=mode, seed=seed, norms=norms, source=source)
     within = [path for path in replaced if path in dict(edited.module.named_modules())]
     held = [
         path
@@ -157,10 +179,12 @@ def put_in_state(
     ]
     if norms == "keep" or not held:
         return edited
-    return recalibrate_batch_norm(edited, _batches(edited, data), f"{data.images.name}, train", within=within)
+    batches = training_batches(edited, data)
+    return recalibrate_batch_norm(edited, batches, f"{data.images.name}, train", within=within)
 
 
-def _batches(backbone: Backbone, data: Data) -> Iterator[torch.Tensor]:
+def training_batches(backbone: Backbone, data: Data) -> Iterator[torch.Tensor]:
+    """Yield the training images that batch norm takes its statistics from."""
     pixels = data.train.pixels[:: max(1, len(data.train) // RECALIBRATION_IMAGES)][:RECALIBRATION_IMAGES]
     for part in np.array_split(pixels, max(1, len(pixels) // 64)):
         yield images_of(backbone, part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -109,10 +110,29 @@ class Headed(Learner[Batch]):
 
 
 class Tuned(Headed):
-    """A backbone and a head that are trained together; batches are normalised images."""
+    """A backbone and a head that are trained together; batches are normalised images.
+
+    Args:
+        backbone: Copied.
+        task: What is learnt.
+        head: On what is read.
+        reading: How the backbone is read.
+        batch_norm: One of ``BATCH_NORM``.
+        still: Modules and parameters of the backbone that are not trained; their batch norm keeps its own
+            statistics.
+
+    Raises:
+        InputError: If the policy is unknown, or batch norm is to be trained that is folded.
+    """
 
     def __init__(
-        self, backbone: Backbone, task: Task, head: nn.Module, reading: Reading, batch_norm: str
+        self,
+        backbone: Backbone,
+        task: Task,
+        head: nn.Module,
+        reading: Reading,
+        batch_norm: str,
+        still: Sequence[str] = (),
     ) -> None:
         super().__init__(task, head)
         if batch_norm not in BATCH_NORM:
@@ -124,6 +144,9 @@ class Tuned(Headed):
                 "Run probekit unfold first, or set batch_norm=frozen",
             )
         self.module = copy_module(backbone.module).requires_grad_(True)
+        self.still = tuple(still)
+        for name, one in self.module.named_parameters():
+            one.requires_grad_(not self._is_still(name))
         self.reading, self.batch_norm = reading, batch_norm
         self._read: list[Tensor] = []
         self.module.get_submodule(reading.path).register_forward_hook(self._hook)
@@ -147,8 +170,10 @@ class Tuned(Headed):
     def train(self, mode: bool = True) -> Tuned:
         """Set the mode of backbone and head; frozen batch norm stays as it is in use."""
         super().train(mode)
-        if self.batch_norm == "frozen":
-            for one in self.module.modules():
-                if isinstance(one, _BatchNorm):
-                    one.eval()
+        for name, one in self.module.named_modules():
+            if isinstance(one, _BatchNorm) and (self.batch_norm == "frozen" or self._is_still(name)):
+                one.eval()
         return self
+
+    def _is_still(self, name: str) -> bool:
+        return any(f"{name}.".startswith(f"{one}.") for one in self.still)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from probekit.finetuning.curves import SCRATCH, Point, curve_of
+from probekit.finetuning.curves import SCRATCH, SELFFER, STATES, Point, curve_of
 from probekit.functional.intervals import ratio_interval, t_interval
 
 Values = NDArray[np.float64]
@@ -63,19 +63,22 @@ def score_rows(gains: Gains, curves: Sequence[str], modes: Sequence[str]) -> Ite
     gain(n) = M(n) − M(scratch); recovered(n) = gain(n) / gain(full), mean gain over mean gain; high-level
     share = 1 − recovered(all but the high level kept), so that 1 says that only the high level carries the
     gain; d90 = least n on the prefix curve with recovered(n) ≥ 0.9; reuse share = (M(full) − M(nothing kept,
-    matched statistics)) / (M(full) − M(scratch)). Source: after Matsoukas et al., What Makes Transfer
-    Learning Work for Medical Images (CVPR 2022), section 3; Yosinski et al., How Transferable Are Features in
-    Deep Neural Networks (NeurIPS 2014).
+    matched statistics)) / (M(full) − M(scratch)); co-adaptation(n) = M(scratch) − M(selffer n), where the
+    first n groups of what was trained from scratch stay as they are, and the others are drawn and trained
+    again: groups that only work with the rest they were trained with lose. Source: after Matsoukas et al.,
+    What Makes Transfer Learning Work for Medical Images (CVPR 2022), section 3; Yosinski et al., How
+    Transferable Are Features in Deep Neural Networks (NeurIPS 2014), section 2.
     """
     why = gains.why_no_share()
-    yield {"metric": "gain"} | _interval(gains.full) | _at(gains.names, "", "")
-    for mode in modes:
-        for curve in curves:
+    yield {"metric": "gain"} | mean_row(gains.full) | _at(gains.names, "", "")
+    states = [curve for curve in curves if curve in STATES]
+    for mode in modes if states else ():
+        for curve in states:
             for kept in curve_of(gains.names, curve):
                 if kept == gains.names or Point(kept, mode) not in gains.values:
                     continue
                 found = gains.gain(kept, mode)
-                yield {"metric": "gain"} | _interval(found) | _at(kept, mode, curve)
+                yield {"metric": "gain"} | mean_row(found) | _at(kept, mode, curve)
                 yield (
                     {"metric": "recovered_fraction"} | _share(found, gains.full, why) | _at(kept, mode, curve)
                 )
@@ -85,6 +88,10 @@ def score_rows(gains: Gains, curves: Sequence[str], modes: Sequence[str]) -> Ite
     if Point((), "stats") in gains.values:
         lost = gains.full - gains.gain((), "stats")
         yield {"metric": "reuse_share"} | _share(lost, gains.full, why) | _at((), "stats", "")
+    for point in gains.values:
+        if point.mode == SELFFER:
+            lost = -gains.gain(point.kept, SELFFER)
+            yield {"metric": "co_adaptation"} | mean_row(lost) | _at(point.kept, SELFFER, SELFFER)
 
 
 def _high_level_share(gains: Gains, mode: str, why: str) -> Iterator[dict[str, Any]]:
@@ -93,6 +100,35 @@ def _high_level_share(gains: Gains, mode: str, why: str) -> Iterator[dict[str, A
         return
     lost = gains.full - gains.gain(kept, mode)
     yield {"metric": "high_level_share"} | _share(lost, gains.full, why) | _at(kept, mode, "")
+
+
+def steps_to(steps: Sequence[int], values: Sequence[float], aim: float, rising: bool) -> float | None:
+    """Return the step at which a curve first reaches a value, on straight lines between its points.
+
+    Source: after Raghu, Zhang, Kleinberg and Bengio, *Transfusion* (NeurIPS 2019), section 6.
+
+    Args:
+        steps: Ascending.
+        values: One a step.
+        aim: What is to be reached.
+        rising: Whether from below.
+
+    Returns:
+        None if it is never reached.
+
+    Examples:
+        >>> steps_to([0, 10, 20], [0.0, 0.5, 1.0], 0.75, True)
+        15.0
+    """
+    sign = 1 if rising else -1
+    before: tuple[int, float] | None = None
+    for step, value in zip(steps, values, strict=True):
+        if sign * (value - aim) >= 0:
+            if before is None or value == before[1]:
+                return float(step)
+            return float(before[0] + (aim - before[1]) / (value - before[1]) * (step - before[0]))
+        before = step, value
+    return None
 
 
 def _depth_90(gains: Gains, mode: str, why: str) -> dict[str, Any]:
@@ -118,7 +154,8 @@ def _share(part: Values, full: Values, why: str) -> dict[str, Any]:
     return row
 
 
-def _interval(values: Values) -> dict[str, Any]:
+def mean_row(values: Values) -> dict[str, Any]:
+    """Return mean and t-interval over trials, those that failed left out."""
     known = values[np.isfinite(values)]
     if not len(known):
         return {"value": None, "status": "no training was finished"}

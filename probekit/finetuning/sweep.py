@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from probekit.backbones.spec import ModelSpec
 from probekit.compute import software_versions
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
     from probekit.backbones.backbone import Backbone
 
 RATES = (3e-4, 1e-3, 3e-3)
+Models: TypeAlias = "str | ModelSpec | Backbone | Sequence[str | ModelSpec | Backbone]"
 
 
 def transfer(
-    models: str | ModelSpec | Backbone | Sequence[str | ModelSpec | Backbone],
+    models: Models,
     data: str | ImageSet,
     *,
+    arms: Mapping[str, Models] | None = None,
     task: str = "classification",
     target: str | None = None,
     tuned: bool = True,
@@ -42,6 +45,7 @@ def transfer(
     fraction: float = 1.0,
     precision: str = "float32",
     seed: int = 0,
+    finished: str | Path | None = None,
     device: str | None = None,
     store: str | Path | None = None,
     jobs: int = 1,
@@ -52,8 +56,11 @@ def transfer(
     what the rows say.
 
     Args:
-        models: One or several models, in the grammar ``[NAME=]ARCH:CHECKPOINT[,key=value…]`` or loaded.
+        models: One or several models, in the grammar ``[NAME=]ARCH:CHECKPOINT[,key=value…]`` or loaded; none
+            where ``arms`` are given.
         data: A data set with train and test images, in the grammar of ``open_images`` or opened.
+        arms: Name → models that differ in nothing but the seed of their pretraining. Each is trained in one
+            trial, of its place; learning rates are chosen on the first, and intervals are over them.
         task: ``classification``, ``landmarks``, ``segmentation``, ``segmentation/one-layer`` or
             ``detection``.
         target: Name of its target; None takes the first of the kind that the task needs.
@@ -71,6 +78,8 @@ def transfer(
         fraction: Share of the training images.
         precision: ``float32``, or ``bfloat16`` in automatic mixed precision.
         seed: Of the first trial.
+        finished: Folder of a table of this verb: trainings that it holds are not run again. So another
+            machine goes on where one stopped.
         device: Where it runs; None takes the best there is.
         store: Folder that keeps finished trainings; None takes the user's cache.
         jobs: Parallel workers.
@@ -82,13 +91,14 @@ def transfer(
         InputError: If models, data, task or a setting cannot be used, before anything is trained.
     """
     settings = stored_settings(locals()) | {"curves": [], "modes": [], "by": "level", "norms": "reset"}
-    return _run("transfer", settings, models, data, store, device, jobs)
+    return _run("transfer", settings, models, arms, data, store, device, jobs)
 
 
 def reset_curves(
-    models: str | ModelSpec | Backbone | Sequence[str | ModelSpec | Backbone],
+    models: Models,
     data: str | ImageSet,
     *,
+    arms: Mapping[str, Models] | None = None,
     task: str = "classification",
     target: str | None = None,
     curves: Sequence[str] = ("prefix", "suffix"),
@@ -107,6 +117,7 @@ def reset_curves(
     fraction: float = 1.0,
     precision: str = "float32",
     seed: int = 0,
+    finished: str | Path | None = None,
     device: str | None = None,
     store: str | Path | None = None,
     jobs: int = 1,
@@ -118,14 +129,21 @@ def reset_curves(
     ``random`` with nothing kept, in the same trial. Finished trainings are kept: an interrupted call goes on.
 
     Args:
-        models: One or several models, in the grammar ``[NAME=]ARCH:CHECKPOINT[,key=value…]`` or loaded.
+        models: One or several models, in the grammar ``[NAME=]ARCH:CHECKPOINT[,key=value…]`` or loaded; none
+            where ``arms`` are given.
         data: A data set with train and test images, in the grammar of ``open_images`` or opened.
+        arms: Name → models that differ in nothing but the seed of their pretraining. Each is trained in one
+            trial, of its place; learning rates are chosen on the first, and intervals are over them.
         task: ``classification``, ``landmarks``, ``segmentation``, ``segmentation/one-layer`` or
             ``detection``.
         target: Name of its target; None takes the first of the kind that the task needs.
         curves: Among ``prefix`` (the first n are kept), ``suffix`` (the last n), ``leave-one-out``,
-            ``keep-one``.
-        modes: What replaced blocks become, of ``reset``: ``random``, ``arch_init``, ``stats``, ``shuffled``.
+            ``keep-one``; ``selffer``, the first n of the network trained from scratch on this task are kept
+            as they are and the others drawn and trained again; ``rewind``, blocks of the finetuned backbone
+            are put back to what they were before, or at an earlier step, or drawn, without further training.
+        modes: What replaced blocks become: ``random``, ``arch_init``, ``stats``, ``shuffled``, of ``reset``;
+            or ``initial`` and ``checkpoint(STEP)``, what they were at step 0 or a later step of the same
+            pretraining, where that is known.
         by: What is kept or replaced as a whole: ``level``, ``stage`` or ``block``.
         norms: Of ``reset``: norm layers of replaced blocks are ``reset`` as well, or ``keep``.
         tuned: Whether the backbone is trained with its head; else the head alone, on its features.
@@ -142,6 +160,8 @@ def reset_curves(
         fraction: Share of the training images.
         precision: ``float32``, or ``bfloat16`` in automatic mixed precision.
         seed: Of the first trial.
+        finished: Folder of a table of this verb: trainings that it holds are not run again. So another
+            machine goes on where one stopped.
         device: Where it runs; None takes the best there is.
         store: Folder that keeps finished trainings; None takes the user's cache.
         jobs: Parallel workers.
@@ -149,47 +169,50 @@ def reset_curves(
     Returns:
         A table with the task's metrics of every state and trial, interval over test images, null that of an
         answer that looks at no image; and, over trials, ``gain``, ``recovered_fraction``,
-        ``high_level_share``, ``depth_90`` and ``reuse_share``. What is kept, the mode, the learning rate and
-        whether it lies at the edge of its grid stand in ``params``.
+        ``high_level_share``, ``depth_90``, ``reuse_share``, ``co_adaptation``, ``steps_to_90`` (of the whole
+        backbone's way from the null, on val), ``distance_moved`` and ``cka_kept`` of each group, and
+        ``rewind_drop``. What is kept, the mode, the learning rate and whether it lies at the edge of its grid
+        stand in ``params``. Intervals over trials speak of this checkpoint only. Attached are the curves, and
+        all trainings, which ``finished`` takes.
 
     Raises:
         InputError: If models, data, task or a setting cannot be used, before anything is trained.
     """
-    return _run("reset", stored_settings(locals()), models, data, store, device, jobs)
+    return _run("reset", stored_settings(locals()), models, arms, data, store, device, jobs)
 
 
 def _run(
     verb: str,
     settings: dict[str, Any],
-    models: Any,  # noqa: ANN401 - as callers give them
+    models: Models,
+    arms: Mapping[str, Models] | None,
     data: str | ImageSet,
     store: str | Path | None,
     device: str | None,
     jobs: int,
 ) -> ResultTable:
     from probekit.finetuning.cells import Grid
+    from probekit.finetuning.rows import grid_attachments, grid_facts, grid_rows
 
     began = time.monotonic()
     images = open_images(data) if isinstance(data, str) else data
-    entries = list_entries(models, 0)
+    members = _members(models, arms or {})
     folder = Path(store) if store is not None else cache_folder()
-    for name, least in (("trials", 1), ("steps", 1), ("batch_size", 2)):
-        if settings[name] < least:
-            raise InputError(f"{name} of at least {least}", str(settings[name]), "Raise it")
-    if not each(settings["lr"]):
-        raise InputError("at least one learning rate", "none", "0.001 is common")
+    _check(settings)
+    known = _finished(settings.pop("finished"))
     opened: dict[Any, Any] = {}
-    grids = [Grid.open(entry.model, images, settings, folder, device, opened) for entry in entries]
+    grids = [Grid.open(name, own, images, settings, folder, device, opened, known) for name, own in members]
     for grid in grids:
         grid.run(jobs)
-    frame = rows_to_frame([row for grid in grids for row in grid.rows()])
+    frame = rows_to_frame([row for grid in grids for row in grid_rows(grid)])
     told = {
+        **settings,
         "models": [reference(one) for one in each(models)],
         "data": reference(data),
-        **settings,
+        "arms": {name: [reference(one) for one in each(own)] for name, own in (arms or {}).items()},
     }
-    known = {grid.backbone.name: grid.facts() for grid in grids}
-    made_by = {"probekit": __version__, "settings": told, "models": known, "versions": software_versions()}
+    facts = {grid.name: grid_facts(grid) for grid in grids}
+    made_by = {"probekit": __version__, "settings": told, "models": facts, "versions": software_versions()}
     run_id = digest_json(made_by)[:12]
     provenance = {
         "format": 1,
@@ -198,9 +221,50 @@ def _run(
         "seed": settings["seed"],
         **made_by,
         "data": {images.name: data_facts(images)},
-        "level_shares": {name: one["level_shares"] for name, one in known.items()},
+        "level_shares": {name: one["level_shares"] for name, one in facts.items()},
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "wall_s": round(time.monotonic() - began, 2),
     }
-    attachments = {key: value for grid in grids for key, value in grid.attachments().items()}
+    attachments = {key: value for grid in grids for key, value in grid_attachments(grid).items()}
     return ResultTable(frame.assign(analysis=verb, run_id=run_id), provenance, attachments)
+
+
+def _members(models: Models, arms: Mapping[str, Models]) -> list[tuple[str | None, list[Any]]]:
+    """Return each model, and each arm with its models.
+
+    Raises:
+        InputError: If there is none, an arm is of fewer than two, or a name is given twice.
+    """
+    alone = list_entries(models, 0) if each(models) or not arms else []
+    found: list[tuple[str | None, list[Any]]] = [(None, [entry.model]) for entry in alone]
+    for name, own in arms.items():
+        if len(each(own)) < 2:
+            raise InputError(f"at least two pretraining seeds in arm {name}", str(len(each(own))), "Add one")
+        # Within an arm names do not matter.
+        found.append((name, [list_entries(one, 0)[0].model for one in each(own)]))
+    names = [entry.name for entry in alone] + list(arms)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError("one name for each model and arm", f"{twice[0]} twice", "Write NAME=ARCH:CHECKPOINT")
+    return found
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that nothing could be trained with."""
+    for name, least in (("trials", 1), ("steps", 1), ("batch_size", 2)):
+        if settings[name] < least:
+            raise InputError(f"{name} of at least {least}", str(settings[name]), "Raise it")
+    if not each(settings["lr"]):
+        raise InputError("at least one learning rate", "none", "0.001 is common")
+    for curve in ("selffer", "rewind"):
+        if curve in settings["curves"] and not settings["tuned"]:
+            raise InputError(f"a tuned backbone for the curve {curve}", "a frozen one", "Set tuned=True")
+
+
+def _finished(folder: str | Path | None) -> dict[str, Mapping[str, Any]]:
+    """Return key → result of the trainings that a table holds."""
+    if folder is None:
+        return {}
+    table = ResultTable.read(folder)
+    cells = [value for key, value in table.attachments.items() if key.startswith("cells/")]
+    return {row["key"]: json.loads(row["result"]) for one in cells for _, row in one.iterrows()}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from probekit.backbones.architectures import build, classifier_paths, seeded
+from probekit.backbones.architectures import classifier_paths, draw_initial, seeded
 from probekit.backbones.backbone import Backbone
 from probekit.data.transforms import Preprocessing
 from probekit.errors import InputError
@@ -17,7 +17,6 @@ from probekit.taps.layers import resolve_taps, tap_facts
 
 # Length of an embedding that is contrasted.
 EMBEDDING = 128
-INITIAL = "pretraining init"
 
 
 def draw_network(arch: str, seed: int, size: int) -> tuple[nn.Module, str]:
@@ -26,8 +25,7 @@ def draw_network(arch: str, seed: int, size: int) -> tuple[nn.Module, str]:
     Raises:
         InputError: If the architecture is unknown, or has no classifier.
     """
-    with seeded(INITIAL, arch, seed):
-        module = build(arch, size=size)
+    module = draw_initial(arch, seed, size)
     paths = classifier_paths(module)
     if not paths:
         raise InputError(f"a classifier in {arch}", "none", "Choose an architecture that ends in one")

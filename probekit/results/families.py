@@ -125,6 +125,11 @@ FAMILIES: tuple[Family, ...] = (
             "high_level_share",
             "depth_90",
             "reuse_share",
+            "co_adaptation",
+            "steps_to_90",
+            "distance_moved",
+            "cka_kept",
+            "rewind_drop",
         ),
     ),
     Family(

@@ -300,6 +300,51 @@ MEASURES: dict[str, MetricFacts] = {
         "Part of the whole gain that is lost when every weight is drawn anew with the mean and deviation of "
         "its tensor: near 0, the scale of the weights was all that helped; near 1, features are reused.",
     ),
+    "co_adaptation": MetricFacts(
+        "Co-adaptation",
+        "in units of the task's metric",
+        None,
+        None,
+        None,
+        "What a network loses when its first groups stay as they were trained on this task from scratch and "
+        "the others are drawn and trained again: above 0, groups work only with those they know.",
+    ),
+    "steps_to_90": MetricFacts(
+        "Steps to 90 %",
+        "steps",
+        False,
+        0.0,
+        None,
+        "Steps until the metric on val has come nine tenths of the way from an answer without an image to "
+        "where the whole backbone ends; straight lines between the steps that were looked at.",
+    ),
+    "distance_moved": MetricFacts(
+        "Distance moved",
+        "relative",
+        None,
+        0.0,
+        None,
+        "How far finetuning moved the weights of a group: length of the change over length of the weights. "
+        "Groups in front of a norm layer can move without any effect.",
+    ),
+    "cka_kept": MetricFacts(
+        "CKA before and after",
+        "",
+        None,
+        None,
+        1.0,
+        "Likeness of a group's pooled output before and after finetuning, debiased linear CKA on test "
+        "images: 1 if nothing changed but scale and rotation.",
+    ),
+    "rewind_drop": MetricFacts(
+        "Lost when put back",
+        "in units of the task's metric",
+        None,
+        None,
+        None,
+        "What the finetuned backbone loses on test when one group is put back to its weights before, at an "
+        "earlier step, or to a draw, without further training: near 0, the group need not have moved.",
+    ),
     "images_per_s": MetricFacts(
         "Views per second",
         "1/s",

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from probekit.errors import InputError
-from probekit.finetuning.curves import Group, Point, curve_of, list_points
-from probekit.finetuning.scores import Gains, score_rows
+from probekit.finetuning.curves import SELFFER, Group, Point, curve_of, list_points
+from probekit.finetuning.scores import Gains, score_rows, steps_to
 
 LEVELS = ("low", "mid", "high")
 GROUPS = [Group(name, name, (name,)) for name in LEVELS]
@@ -104,3 +104,37 @@ def test_every_state_stands_once_and_scratch_is_random():
     points = list_points(GROUPS, ["prefix", "suffix", "leave-one-out", "keep-one"], ["stats"])
     assert len(points) == len(set(points)) == 2 + 7
     assert points[:2] == [Point(LEVELS, ""), Point((), "random")]
+
+
+def test_co_adaptation_is_what_a_network_loses_to_its_own_first_groups_kept():
+    gains = planted({"low": 0.1, "mid": 0.2, "high": 0.1})
+    scratch = gains.values[Point((), "random")]
+    values = {
+        **gains.values,
+        Point(("low",), SELFFER): scratch - 0.03,
+        Point(("low", "mid"), SELFFER): scratch,
+    }
+    found = score_rows(Gains(LEVELS, LEVELS, values, 1), ["selffer"], [])
+    lost = {tuple(one["kept"]): one["value"] for one in found if one["metric"] == "co_adaptation"}
+    assert lost == {("low",): pytest.approx(0.03), ("low", "mid"): pytest.approx(0.0)}
+
+
+@pytest.mark.parametrize(
+    ("values", "aim", "rising", "step"),
+    [
+        ([0.1, 0.5, 0.9], 0.7, True, 15.0),
+        ([0.1, 0.5, 0.9], 0.5, True, 10.0),
+        ([0.1, 0.5, 0.9], 0.95, True, None),
+        ([0.9, 0.5, 0.1], 0.3, False, 15.0),
+        ([0.8, 0.5, 0.9], 0.7, True, 0.0),
+    ],
+)
+def test_steps_are_counted_to_where_a_curve_first_reaches_its_aim(values, aim, rising, step):
+    assert steps_to([0, 10, 20], values, aim, rising) == (None if step is None else pytest.approx(step))
+
+
+def test_the_selffer_curve_keeps_first_groups_and_rewind_trains_nothing_more():
+    points = list_points(GROUPS, ["selffer", "rewind"], ["random", "stats"])
+    assert points == [
+        Point(LEVELS, ""), Point((), "random"), Point(("low",), SELFFER), Point(("low", "mid"), SELFFER)
+    ]  # fmt: skip

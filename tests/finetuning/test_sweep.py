@@ -190,7 +190,7 @@ def test_rates_are_chosen_on_val_in_the_first_trial_and_edges_are_flagged(
     values = {1e-4: 0.4, 1e-3: 0.2, 1e-2: 0.6}
     seen = []
 
-    def planted(_state: object, asked: Data, one: Finetuning, folder: Path) -> Trained:
+    def planted(_state: object, asked: Data, one: Finetuning, folder: Path, _keep: object) -> Trained:
         (folder / "metrics.jsonl").write_text('{"step": 4, "loss": 1.0}\n')
         seen.append((one.seed, one.optimisation.lr))
         metrics = {metric: Score(0.5, np.empty(0)) for metric in asked.task.metrics}
