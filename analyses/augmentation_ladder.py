@@ -57,7 +57,7 @@ def run(plan: Plan) -> dict[str, ResultTable]:
     settings = dict(plan.settings)
     rungs = {rung: {"augmentation": rung} for rung in settings.pop("rungs")}
     probes = {"transfer": (settings.pop("transfer"), settings.pop("targets"))}
-    return climb(rungs, probes, settings)
+    return climb(rungs, probes, settings, keep=False)
 
 
 def draw(tables: dict[str, ResultTable]) -> dict[str, Figure]:

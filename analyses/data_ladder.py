@@ -67,7 +67,7 @@ def run(plan: Plan) -> dict[str, ResultTable]:
         "classes": (settings.pop("classes"), ["class"]),
         "transfer": (settings.pop("transfer"), settings.pop("targets")),
     }
-    return climb(settings.pop("rungs"), probes, settings)
+    return climb(settings.pop("rungs"), probes, settings, keep=False)
 
 
 def draw(tables: dict[str, ResultTable]) -> dict[str, Figure]:

@@ -3,58 +3,88 @@
 Source: the question is that of Zhao, Wu, Lau and Lin, "What makes instance discrimination good for transfer
 learning?" (ICLR 2021), whose first claim is that low and mid levels transfer; keeping some levels and
 replacing the others is ours, after Yosinski et al. (NeurIPS 2014) and Matsoukas et al. (CVPR 2022), section
-3. Arms that differ in their objective alone learn classes nobody saw, parts of objects and boxes, with the
-first or the last levels kept, and the others drawn anew at random or with the statistics of their weights.
+3. Arms that differ in their objective alone, five pretraining seeds each, and EfficientNet-Lite0 learn
+traffic signs, landmarks of faces, boxes and parts of objects, with the first or the last levels kept, and the
+others drawn anew at random or with the statistics of their weights. The other arms learn them whole.
 
 Command: ``probekit run analyses/layer_reset_transfer.py --out reports/layer_reset_transfer``
 
-Minutes: 13 of one core for a model on GTSRB's signs (55 trainings); not measured for these tasks. Finished
+Minutes: 13 of one core for a model on the signs (55 trainings); not measured for the other tasks. Finished
 trainings are kept and found again.
 
 Expected: keeping low and mid recovers the whole gain, keeping mid and high or high alone does not;
 where training was supervised the high level hurts. On GTSRB's signs, 200 steps, cross-entropy on ShapeWorld
 (one pretraining, three trials): whole .837, scratch .780, low and mid kept .858, mid and high kept .673.
 
-Would falsify it: a high-level share above one half whose interval leaves 0.2 out, on parts or boxes; or a
-curve with the last levels kept above that with the first.
+Would falsify it: a high-level share above one half whose interval leaves 0.2 out, on landmarks, parts or
+boxes; or a curve with the last levels kept above that with the first.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from probekit import Plan, ResultTable, reset_curves
+from probekit import Plan, ResultTable, reset_curves, transfer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ARMS = ("ce", "moco-v2", "exemplar-v2")
-
 PLAN = Plan(
     "analyses/layer_reset_transfer.py",
     {
-        "models": [f"{arm}=resnet10_w16:bundled@{arm}" for arm in ARMS],
-        # Name of a table → task and data.
+        "models": ["lite0=tf_efficientnet_lite0:wheel,size=96"],
+        # Where ``analyses/pretraining.py`` left the arms, and their folders in it.
+        "checkpoints": "reports/pretraining/tables/pretrain/checkpoints",
+        "arms": {"ce": "ce_images", "moco-v2": "moco-v2_images", "exemplar-v2": "exemplar-v2_images"},
+        "whole": {
+            "ce-mlp": "ce-mlp_images",
+            "supcon": "supcon_3x-images",
+            "crop-only": "moco-v2_crop-only",
+            "colour-only": "moco-v2_colour-only",
+            "autoencoder": "autoencoder_decoder",
+        },
+        "seeds": {"crop-only": 3, "colour-only": 3, "autoencoder": 3},
+        # Name of a table → task, data, and the input size of the arms.
         "tasks": {
-            "unseen": ["classification", "shapeworld/unseen,train=2000,test=2000"],
-            "parts": ["landmarks", "shapeworld/scenes,train=2000,test=2000,annotations=keypoints"],
-            "boxes": ["detection", "shapeworld/scenes,train=2000,test=2000,annotations=boxes"],
+            "signs": ["classification", "data/gtsrb/gtsrb43.zip", 48],
+            "faces": ["landmarks", "data/face68/face68_128px.zip", 64],
+            "boxes": ["detection", "shapeworld/scenes,train=3000,test=2000,annotations=boxes", 64],
+            "parts": ["landmarks", "shapeworld/scenes,train=3000,test=2000,annotations=keypoints", 64],
         },
         "curves": ["prefix", "suffix"],
         "modes": ["random", "stats"],
-        "by": "level",
         "trials": 3,
         "steps": 200,
         "lr": [0.001, 0.003, 0.01],
+        "precision": "bfloat16",
     },
 )
 
+ARCH, SEEDS = "resnet10_w16", 5
+
 
 def run(plan: Plan) -> dict[str, ResultTable]:
-    """Learn every task from every state of every model."""
+    """Learn every task from every state of models and arms, and from the other arms whole."""
     settings = dict(plan.settings)
-    tasks, models = settings.pop("tasks"), settings.pop("models")
-    return {name: reset_curves(models, data, task=task, **settings) for name, (task, data) in tasks.items()}
+    folder, seeds, models = (settings.pop(name) for name in ("checkpoints", "seeds", "models"))
+    arms, others, tasks = (settings.pop(name) for name in ("arms", "whole", "tasks"))
+    plain = {name: value for name, value in settings.items() if name not in ("curves", "modes")}
+    tables = {}
+    for name, (task, data, size) in tasks.items():
+        parts = [reset_curves(models, data, arms=_specs(arms, folder, seeds, size), task=task, **settings)]
+        if others:
+            parts.append(transfer([], data, arms=_specs(others, folder, seeds, size), task=task, **plain))
+        tables |= {name: parts[0]} | {f"{name}-whole": one for one in parts[1:]}
+    return tables
+
+
+def _specs(arms: Mapping[str, str], folder: str, seeds: Mapping[str, int], size: int) -> dict[str, Any]:
+    """Return the words that load every pretraining seed of each arm."""
+    return {
+        arm: [f"{ARCH}:{folder}/{place}/seed-{seed}.pth,size={size}" for seed in range(seeds.get(arm, SEEDS))]
+        for arm, place in arms.items()
+    }
 
 
 def draw(tables: dict[str, ResultTable]) -> dict[str, Figure]:
@@ -69,16 +99,20 @@ def draw(tables: dict[str, ResultTable]) -> dict[str, Figure]:
 
 
 def smoke(plan: Plan) -> Plan:
-    """Shrink to seconds: one random model, few images and steps."""
+    """Shrink to seconds: a random model and an arm of two seeds, few images and steps."""
     return plan.having(
         models=["resnet10_w16:random"],
+        arms={"ce": "ce_images"},
+        seeds={"ce": 2},
+        whole={},
         tasks={
-            "unseen": ["classification", "shapeworld/unseen,train=120,test=40"],
-            "boxes": ["detection", "shapeworld/scenes,train=120,test=40,annotations=boxes"],
+            "unseen": ["classification", "shapeworld/unseen,train=120,test=40", 48],
+            "boxes": ["detection", "shapeworld/scenes,train=120,test=40,annotations=boxes", 48],
         },
         curves=["prefix"],
         modes=["random"],
         trials=2,
         steps=2,
         lr=[0.001],
+        precision="float32",
     )

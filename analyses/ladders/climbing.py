@@ -24,6 +24,8 @@ def climb(
     probes: Mapping[str, tuple[str, Sequence[str]]],
     settings: dict[str, Any],
     taps: Sequence[str] = TAPS,
+    *,
+    keep: bool = True,
 ) -> dict[str, ResultTable]:
     """Train every arm on every rung, then probe all of them.
 
@@ -32,6 +34,7 @@ def climb(
         probes: Name of a table → data and targets that all trainings are probed on.
         settings: Keywords of ``pretrain``, and ``random``, the controls of the probes.
         taps: Of the probes.
+        keep: Whether checkpoints are attached; the command of the analysis makes them again.
 
     Returns:
         ``pretrain``, and the tables of the probes.
@@ -42,7 +45,7 @@ def climb(
     for rung, own in rungs.items():
         given = {"arch": ARCH, **settings, **own}
         table = pretrain(random=0, **given, **places)
-        trained.append(_named(table, rung))
+        trained.append(_named(table, rung, ("curves", "checkpoints") if keep else ("curves",)))
         models += _models(table, f"{rung}={given['arch']}", places.get("store"))
     tables = {"pretrain": ResultTable.concat(trained)}
     for name, (data, targets) in probes.items():
@@ -61,15 +64,15 @@ def _without_places(provenance: Mapping[str, Any]) -> dict[str, Any]:
     return {**provenance, "models": models, "settings": settings}
 
 
-def _named(table: ResultTable, rung: str) -> ResultTable:
-    """Return the table with its rung in the names of models and attachments."""
+def _named(table: ResultTable, rung: str, folders: Sequence[str]) -> ResultTable:
+    """Return the table with its rung in the names of models and attachments, those of the folders."""
     frame = table.frame.assign(model=table.frame["model"] + f", {rung}")
     kept = {
         f"{folder}/{arm}_{rung}/{name}": value
         for (folder, arm, name), value in (
             (key.split("/"), value) for key, value in table.attachments.items() if key.count("/") == 2
         )
-        if folder in ("curves", "checkpoints")
+        if folder in folders
     }
     by_model = {
         part: {f"{name}, {rung}": facts for name, facts in table.provenance[part].items()}
@@ -79,7 +82,8 @@ def _named(table: ResultTable, rung: str) -> ResultTable:
         # Where the checkpoint is attached, in words that load it.
         arch, _, place = facts["spec"].partition(":")
         folder, arm, file = place.split("/")
-        by_model["models"][name] = {**facts, "spec": f"{arch}:{folder}/{arm}_{rung}/{file}"}
+        spec = f"{arch}:{folder}/{arm}_{rung}/{file}" if folder in folders else None
+        by_model["models"][name] = {**facts, "spec": spec}
     return ResultTable(frame, {**table.provenance, **by_model}, kept)
 
 

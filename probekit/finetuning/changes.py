@@ -25,7 +25,7 @@ COMPARED = 256
 
 def measure_changes(
     before: Backbone, after: nn.Module, groups: Sequence[Group], data: Data
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, float | None]]:
     """Return ``distance_moved`` and ``cka_kept`` of each group of blocks.
 
     distance moved = ‖W_after − W_before‖ / ‖W_before‖ over all weights of the group; CKA kept = debiased
@@ -37,16 +37,22 @@ def measure_changes(
         after: Its network after the last.
         groups: Of its blocks.
         data: Whose test images are looked at.
+
+    Returns:
+        Name of a group → both; None where a length is 0 or an output does not vary.
     """
     taps = [last_tap(before, group) for group in groups]
     pixels = data.test.pixels[:COMPARED]
     # A copy without gradients is not needed: it is read, and thrown away.
     one, other = (_read(body, taps, pixels) for body in (before, before.edited(after, "finetuned")))
-    found = {}
+    found: dict[str, dict[str, float | None]] = {}
     for group, tap in zip(groups, taps, strict=True):
         x, y = one[tap], other[tap]
         alike = debiased_cka(CrossMoments.of(x, y), CrossMoments.of(x, x), CrossMoments.of(y, y))
-        found[group.name] = {"distance_moved": _distance(before.module, after, group), "cka_kept": alike}
+        found[group.name] = {
+            "distance_moved": _distance(before.module, after, group),
+            "cka_kept": alike if np.isfinite(alike) else None,
+        }
     return found
 
 
@@ -55,7 +61,7 @@ def last_tap(backbone: Backbone, group: Group) -> Tap:
     return [block.tap for block in list_blocks(backbone) if set(block.members) <= set(group.members)][-1]
 
 
-def _distance(before: nn.Module, after: nn.Module, group: Group) -> float:
+def _distance(before: nn.Module, after: nn.Module, group: Group) -> float | None:
     moved, length = 0.0, 0.0
     others = dict(after.named_parameters())
     for name, value in before.named_parameters():
@@ -63,7 +69,7 @@ def _distance(before: nn.Module, after: nn.Module, group: Group) -> float:
             start = value.detach().double().cpu()
             moved += float((others[name].detach().double().cpu() - start).square().sum())
             length += float(start.square().sum())
-    return float(np.sqrt(moved / length)) if length else float("nan")
+    return float(np.sqrt(moved / length)) if length else None
 
 
 def _read(

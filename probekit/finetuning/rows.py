@@ -125,9 +125,11 @@ def _change_rows(grid: Grid) -> Iterator[Row]:
         known = [one for one in told if one]
         for group in grid.groups if known else ():
             for metric in ("distance_moved", "cka_kept"):
-                values = np.array([one[group.name][metric] for one in known])
+                values = [one[group.name][metric] for one in known if one[group.name][metric] is not None]
                 params = _params(grid, point.kept, point.mode) | {"group": group.name}
-                yield {"metric": metric, "params": params} | _place(grid, group.name) | mean_row(values)
+                row = {"metric": metric, "params": params} | _place(grid, group.name)
+                constant = {"value": None, "status": "undefined: weights of length 0, or a constant output"}
+                yield row | (mean_row(np.array(values)) if values else constant)
 
 
 def _rewind_rows(grid: Grid) -> Iterator[Row]:
