@@ -70,7 +70,7 @@ def run(plan: Plan) -> dict[str, ResultTable]:
     folder, seeds, models = (settings.pop(name) for name in ("checkpoints", "seeds", "models"))
     arms, others, tasks = (settings.pop(name) for name in ("arms", "whole", "tasks"))
     plain = {name: value for name, value in settings.items() if name not in ("curves", "modes")}
-    tables = {}
+    tables: dict[str, ResultTable] = {}
     for name, (task, data, size) in tasks.items():
         parts = [reset_curves(models, data, arms=_specs(arms, folder, seeds, size), task=task, **settings)]
         if others:
