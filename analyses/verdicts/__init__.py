@@ -1,0 +1,1 @@
+"""What findings share: rules as data, and the verdict they give on a table."""

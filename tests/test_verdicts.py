@@ -1,0 +1,162 @@
+"""Rules and verdicts, on planted tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from probekit.running import load_analysis
+
+SEEDS = range(5)
+NOISE = np.array([-0.02, -0.01, 0.0, 0.01, 0.02])
+
+
+@pytest.fixture(scope="module")
+def judging() -> ModuleType:
+    # Analyses see the folders beside them.
+    load_analysis(Path("analyses/pretraining.py"))
+    from verdicts import judging
+
+    found: ModuleType = judging
+    return found
+
+
+def planted(**means: float) -> pd.DataFrame:
+    """Return a quantity x of each arm: its mean plus noise, the same for two arms but for a factor."""
+    rows = [
+        {"quantity": "x", "arm": arm, "seed": seed, "value": mean + NOISE[seed] * (1 + place)}
+        for place, (arm, mean) in enumerate(means.items())
+        for seed in SEEDS
+    ]
+    return pd.DataFrame(rows, columns=["quantity", "arm", "seed", "value"])
+
+
+def rule(side: str = "above", bound: float = 0.1, name: str = "a beats b", **terms: float) -> dict[str, Any]:
+    given = {f"x[{arm}]": weight for arm, weight in (terms or {"a": 1.0, "b": -1.0}).items()}
+    return {"name": name, "sum": given, "is": side, "bound": bound}
+
+
+RULES = {"required": [rule()], "falsifiers": [rule("below", 0.0, "a loses to b")]}
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "word"),
+    [
+        (0.8, 0.5, "supported"),
+        (0.5, 0.8, "refuted"),
+        (0.62, 0.5, "inconclusive"),
+        (0.5, 0.49, "inconclusive"),
+    ],
+)
+def test_each_verdict_is_given_where_it_is_planted(judging: ModuleType, a: float, b: float, word: str):
+    assert judging.judge(planted(a=a, b=b), RULES).word == word
+
+
+def test_arms_that_change_places_are_no_longer_supported(judging: ModuleType):
+    frame = planted(a=0.8, b=0.5)
+    assert judging.judge(frame, RULES).word == "supported"
+    swapped = frame.assign(arm=frame["arm"].map({"a": "b", "b": "a"}))
+    assert judging.judge(swapped, RULES).word == "refuted"
+
+
+def test_a_missing_arm_is_inconclusive_and_named(judging: ModuleType):
+    verdict = judging.judge(planted(a=0.8), RULES)
+    assert verdict.word == "inconclusive"
+    assert "no values of x[b]" in verdict.reason
+    assert not verdict.required[0].holds
+
+
+def test_one_seed_settles_nothing(judging: ModuleType):
+    verdict = judging.judge(planted(a=0.8, b=0.1).query("seed == 0"), RULES)
+    assert verdict.word == "inconclusive"
+    assert "one seed has no interval" in verdict.reason
+
+
+def test_the_interval_has_to_lie_beyond_the_minimal_effect(judging: ModuleType):
+    one = judging.judge_rule(planted(a=0.61, b=0.5), judging.Rule.read(rule()))
+    assert one.value == pytest.approx(0.11)
+    assert one.low < 0.1 < one.high
+    assert not one.holds
+    assert judging.judge_rule(planted(a=0.8, b=0.5), judging.Rule.read(rule())).holds
+
+
+def test_sums_are_paired_by_seed(judging: ModuleType):
+    frame = planted(a=0.62, b=0.5)
+    shuffled = frame.copy()
+    shuffled.loc[shuffled["arm"] == "b", "seed"] = list(reversed(SEEDS))
+    widths = []
+    for one in (frame, shuffled):
+        found = judging.judge_rule(one, judging.Rule.read(rule()))
+        widths.append(found.high - found.low)
+    assert widths[0] * 2 < widths[1]
+
+
+def test_value_interval_and_p_are_those_of_a_t_test(judging: ModuleType):
+    draws = np.random.default_rng(0).normal(0.3, 0.2, 7)
+    frame = pd.DataFrame({"quantity": "x", "arm": "a", "seed": range(7), "value": draws})
+    found = judging.judge_rule(frame, judging.Rule.read(rule("above", 0.1, a=1.0)))
+    test = stats.ttest_1samp(draws, 0.1, alternative="greater")
+    both = stats.ttest_1samp(draws, 0.1).confidence_interval(0.95)
+    np.testing.assert_allclose([found.p, found.low, found.high], [test.pvalue, both.low, both.high])
+
+
+def test_a_share_of_a_gain_is_judged_without_dividing(judging: ModuleType):
+    lost, gain = 0.05 + NOISE / 10, 0.5 + NOISE
+    frame = pd.concat([
+        pd.DataFrame({"quantity": quantity, "arm": "a", "seed": SEEDS, "value": values})
+        for quantity, values in (("lost", lost), ("gain", gain))
+    ])  # fmt: skip
+    told = {"name": "small share", "sum": {"lost[a]": 1.0, "gain[a]": -0.2}, "is": "below", "bound": 0.0}
+    assert judging.judge(frame, {"required": [told], "falsifiers": []}).word == "supported"
+    told["sum"] = {"lost[a]": 1.0, "gain[a]": -0.05}
+    assert judging.judge(frame, {"required": [told], "falsifiers": []}).word == "inconclusive"
+
+
+def test_falsifiers_are_corrected_by_holm(judging: ModuleType):
+    ps = [0.04, 0.001, 0.03, 0.2]
+    np.testing.assert_allclose(judging.holm(ps), multipletests(ps, method="holm")[1])
+    assert np.isnan(judging.holm([0.01, float("nan")])[1])
+    # p = 0.012 alone refutes; among ten falsifiers it does not.
+    draws = -0.5 + 20 * NOISE
+    frame = pd.DataFrame({"quantity": "x", "arm": "a", "seed": SEEDS, "value": draws})
+    single = judging.judge_rule(frame, judging.Rule.read(rule("below", 0.0, a=1.0)))
+    assert 0.005 < single.p < 0.05
+    one = {"required": [rule("above", 5.0, a=1.0)], "falsifiers": [rule("below", 0.0, a=1.0)]}
+    assert judging.judge(frame, one).word == "refuted"
+    many = {
+        **one,
+        "falsifiers": one["falsifiers"] + [rule("above", 9.0, f"far {k}", a=1.0) for k in range(9)],
+    }
+    assert judging.judge(frame, many).word == "inconclusive"
+
+
+def test_a_finding_whose_rules_and_falsifiers_both_hold_is_inconclusive(judging: ModuleType):
+    both = {"required": [rule()], "falsifiers": [rule("above", 0.2, "too much")]}
+    verdict = judging.judge(planted(a=0.8, b=0.5), both)
+    assert verdict.word == "inconclusive"
+    assert "too much" in verdict.reason
+
+
+def test_seeds_that_would_settle_a_rule_are_counted(judging: ModuleType):
+    one = judging.judge_rule(planted(a=0.61, b=0.5), judging.Rule.read(rule()))
+    assert one.needed is not None
+    assert one.needed > one.seeds
+    sd = NOISE.std(ddof=1)
+    for count, settles in ((one.needed, True), (one.needed - 1, False)):
+        assert (stats.t.ppf(0.975, count - 1) * sd / np.sqrt(count) < 0.01) is np.bool_(settles)
+    assert judging.judge_rule(planted(a=0.4, b=0.5), judging.Rule.read(rule())).needed is None
+
+
+def test_rules_that_are_none_and_values_that_stand_twice_are_refused(judging: ModuleType):
+    with pytest.raises(ValueError, match="name, sum, is"):
+        judging.Rule.read({"name": "x", "sum": {"x[a]": 1}, "is": "near", "bound": 0})
+    frame = planted(a=0.8, b=0.5)
+    with pytest.raises(ValueError, match="got twice"):
+        judging.judge(pd.concat([frame, frame.iloc[:1]]), RULES)
