@@ -51,7 +51,7 @@ RULES = {"required": [rule()], "falsifiers": [rule("below", 0.0, "a loses to b")
     [
         (0.8, 0.5, "supported"),
         (0.5, 0.8, "refuted"),
-        (0.62, 0.5, "inconclusive"),
+        (0.61, 0.5, "inconclusive"),
         (0.5, 0.49, "inconclusive"),
     ],
 )
