@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+import yaml
+from scipy import optimize, stats
 from statsmodels.stats.multitest import multipletests
 
 from probekit.running import load_analysis
@@ -160,3 +162,78 @@ def test_rules_that_are_none_and_values_that_stand_twice_are_refused(judging: Mo
     frame = planted(a=0.8, b=0.5)
     with pytest.raises(ValueError, match="got twice"):
         judging.judge(pd.concat([frame, frame.iloc[:1]]), RULES)
+
+
+def test_rules_that_have_to_hold_together_are_as_weak_as_the_weakest(judging: ModuleType):
+    parts = [rule("above", 0.0, "one"), rule("above", 0.5, "other")]
+    told = {"required": [{"name": "both", "all": parts}], "falsifiers": []}
+    verdict = judging.judge(planted(a=0.8, b=0.5), told)
+    assert verdict.word == "inconclusive"
+    assert "both (other)" in verdict.reason
+    parts[1]["bound"] = 0.1
+    assert judging.judge(planted(a=0.8, b=0.5), told).word == "supported"
+
+
+RULES_FILE = yaml.safe_load(Path("analyses/findings_rules.yaml").read_text(encoding="utf-8"))
+
+
+def terms_of(rules: dict[str, Any]) -> set[str]:
+    every = [*rules["required"], *rules["falsifiers"]]
+    return {term for one in every for part in one.get("all", [one]) for term in part["sum"]}
+
+
+def solved(
+    rules: list[dict[str, Any]], terms: list[str], against: Sequence[dict[str, Any]] = ()
+) -> np.ndarray:
+    """Return values of all terms with which every rule holds by a margin, and none of the others does."""
+    parts = [(part, 1.0) for one in rules for part in one.get("all", [one])]
+    parts += [(one.get("all", [one])[-1], -1.0) for one in against]
+    rows, bounds = [], []
+    for part, holds in parts:
+        sign = holds * (-1.0 if part["is"] == "above" else 1.0)
+        rows.append([sign * part["sum"].get(term, 0.0) for term in terms])
+        bounds.append(sign * part["bound"] - 0.05)
+    found = optimize.linprog(np.zeros(len(terms)), A_ub=rows, b_ub=bounds, bounds=[(-3, 3)] * len(terms))
+    assert found.success, found.message
+    return np.asarray(found.x)
+
+
+def table(terms: list[str], means: np.ndarray) -> pd.DataFrame:
+    rows = []
+    for place, (term, mean) in enumerate(zip(terms, means, strict=True)):
+        quantity, _, arm = term.removesuffix("]").partition("[")
+        for seed in SEEDS:
+            noise = NOISE[(seed + place) % len(NOISE)] / 20
+            rows.append({"quantity": quantity, "arm": arm, "seed": seed, "value": mean + noise})
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize("finding", RULES_FILE["findings"])
+def test_every_finding_can_be_supported_refuted_and_left_open(judging: ModuleType, finding: str):
+    rules = RULES_FILE["findings"][finding]
+    terms = sorted(terms_of(rules))
+    supported = table(terms, solved(rules["required"], terms, rules["falsifiers"]))
+    assert judging.judge(supported, rules).word == "supported"
+    for falsifier in rules["falsifiers"]:
+        refuted = table(terms, solved([falsifier], terms))
+        assert judging.judge(refuted, rules).word == "refuted", falsifier["name"]
+    assert judging.judge(supported[supported["seed"] == 0], rules).word == "inconclusive"
+    arms = sorted(set(supported["arm"]))
+    for arm in arms:
+        assert judging.judge(supported[supported["arm"] != arm], rules).word == "inconclusive", arm
+
+
+@pytest.mark.parametrize("finding", RULES_FILE["findings"])
+def test_exchanging_the_two_sides_of_a_required_rule_ends_the_support(judging: ModuleType, finding: str):
+    rules = RULES_FILE["findings"][finding]
+    terms = sorted(terms_of(rules))
+    supported = table(terms, solved(rules["required"], terms, rules["falsifiers"]))
+    for one in rules["required"]:
+        ahead = [term for term, weight in one["sum"].items() if weight > 0]
+        behind = [term for term, weight in one["sum"].items() if weight < 0]
+        names = {ahead[0]: behind[0], behind[0]: ahead[0]}
+        keys = supported["quantity"] + "[" + supported["arm"] + "]"
+        moved = keys.map(lambda key, names=names: names.get(key, key)).str.removesuffix("]")
+        parts = moved.str.partition("[")
+        swapped = supported.assign(quantity=parts[0], arm=parts[2])
+        assert judging.judge(swapped, rules).word != "supported", one["name"]

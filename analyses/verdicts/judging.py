@@ -8,7 +8,7 @@ even where the gain is small; that is Fieller's argument.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -104,13 +104,15 @@ class Verdict:
 def judge(values: pd.DataFrame, rules: Mapping[str, Any], alpha: float = 0.05) -> Verdict:
     """Return the verdict on one finding.
 
-    Supported: all required rules hold, with their intervals beyond the bound. Refuted: a falsifier holds at
+    Supported: all required rules hold, with their intervals beyond the bound, and every falsifier could have
+    been found. Refuted: a falsifier holds at
     ``alpha`` after Holm's correction over the falsifiers. Everything else, a missing arm included, is
     inconclusive, as is a finding of which both are true.
 
     Args:
         values: ``quantity``, ``arm``, ``seed`` and ``value``; at most one row for each of the first three.
-        rules: ``required`` and ``falsifiers``, lists of rules.
+        rules: ``required`` and ``falsifiers``, lists of rules; one with ``all`` in the place of a sum holds
+            if all the rules in it do, and its p-value is the largest of theirs.
         alpha: Of the falsifiers together.
 
     Raises:
@@ -121,20 +123,36 @@ def judge(values: pd.DataFrame, rules: Mapping[str, Any], alpha: float = 0.05) -
         first = values[twice].iloc[0].to_dict()
         raise ValueError(f"Expected one value a quantity, arm and seed; got twice {first}.")
     required, falsifiers = (
-        tuple(judge_rule(values, Rule.read(one)) for one in rules[part])
-        for part in ("required", "falsifiers")
+        tuple(_judge_one(values, one) for one in rules[part]) for part in ("required", "falsifiers")
     )
     adjusted = holm([one.p for one in falsifiers])
     refuting = [one for one, p in zip(falsifiers, adjusted, strict=True) if p < alpha]
     open_ = [one for one in required if not one.holds]
+    # What was not measured could have refuted it.
+    unheard = [one for one in falsifiers if np.isnan(one.p)]
     if refuting and open_:
         return Verdict(REFUTED, f"{refuting[0].rule.name}: {said(refuting[0])}", required, falsifiers)
     if refuting:
         reason = f"all required rules hold, and so does a falsifier: {refuting[0].rule.name}"
         return Verdict(INCONCLUSIVE, reason, required, falsifiers)
-    if required and not open_:
+    if required and not open_ and not unheard:
         return Verdict(SUPPORTED, "all required rules hold", required, falsifiers)
-    return Verdict(INCONCLUSIVE, "; ".join(_why_open(one) for one in open_), required, falsifiers)
+    return Verdict(
+        INCONCLUSIVE, "; ".join(_why_open(one) for one in (*open_, *unheard)), required, falsifiers
+    )
+
+
+def _judge_one(values: pd.DataFrame, told: Mapping[str, Any]) -> Judged:
+    """Judge a rule, or several of which the weakest speaks for all."""
+    if "all" not in told:
+        return judge_rule(values, Rule.read(told))
+    parts = [judge_rule(values, Rule.read(one)) for one in told["all"]]
+    if not parts:
+        raise ValueError(f"Expected rules in all; got {dict(told)}.")
+    # An intersection of hypotheses is refuted at a level at which each of its parts is.
+    weakest = max(parts, key=lambda one: np.inf if np.isnan(one.p) else one.p)
+    name = f"{told['name']} ({weakest.rule.name})"
+    return replace(weakest, rule=replace(weakest.rule, name=name))
 
 
 def judge_rule(values: pd.DataFrame, rule: Rule) -> Judged:
