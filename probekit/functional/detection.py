@@ -205,7 +205,7 @@ def diagnose_detections(
         np.full(len(rows), BKG, dtype="<U8"), np.zeros(len(rows)), np.full(len(rows), -1),
         np.zeros(len(rows), np.bool_), np.zeros(len(truth), np.bool_), np.zeros(len(truth), np.bool_),
     )  # fmt: skip
-    for own, places in _by_image(kept, truth):
+    for own, places in boxes_by_image(kept, truth):
         _diagnose_image(kept, truth, own, places, told, found, background)
     return kept, told
 
@@ -329,7 +329,8 @@ def _counted(detections: Marks, most: int) -> IntArray:
     return np.asarray(order[np.arange(len(order)) - starts < most])
 
 
-def _by_image(kept: Marks, truth: Marks) -> Iterator[tuple[IntArray, IntArray]]:
+def boxes_by_image(kept: Marks, truth: Marks) -> Iterator[tuple[IntArray, IntArray]]:
+    """Yield the places of the detections and of the true boxes of one image after another."""
     for image in np.union1d(kept.images, truth.images):
         yield np.flatnonzero(kept.images == image), np.flatnonzero(truth.images == image)
 
