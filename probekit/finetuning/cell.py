@@ -167,12 +167,14 @@ class Trained:
     Attributes:
         val: First metric on the images held out.
         test: Metrics on test.
+        answers: To the test images, in their order, where the task keeps them; else None.
         facts: ``wall_s``, ``loss``, and what else is told.
         learner: The network itself; None where it was read back.
     """
 
     val: float
     test: Mapping[str, Score]
+    answers: Values | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     learner: Headed | None = None
 
@@ -202,27 +204,31 @@ def finetune(backbone: Backbone, data: Data, one: Finetuning, folder: Path | Non
         rows = batch_rows(len(data.train), one.batch_size, step, one.seed)
         return given("train", rows), truth[rows].to(backbone.device)
 
-    def ask(split: str) -> Mapping[str, Score]:
-        part: Part = getattr(data, split)
-        parts = np.array_split(np.arange(len(part)), -(-len(part) // one.batch_size))
+    def answers(split: str) -> Values:
+        count = len(getattr(data, split))
+        parts = np.array_split(np.arange(count), -(-count // one.batch_size))
         learner.eval()
         with torch.inference_mode():
-            answers = [data.task.answer(learner.outputs(given(split, rows))) for rows in parts]
-        return data.task.score(np.concatenate(answers), part.truth)
+            return np.concatenate([data.task.answer(learner.outputs(given(split, rows))) for rows in parts])
+
+    def val() -> float:
+        return data.task.score(answers("val"), data.val.truth)[first].value
 
     first = data.task.metrics[0]
     steps = one.optimisation.steps
     journal = Journal[tuple[Tensor, Tensor]](
         folder,
         watch=[round(share * steps) for share in WATCHED],
-        monitor=lambda: {f"val_{first}": ask("val")[first].value},
+        monitor=lambda: {f"val_{first}": val()},
         seed=one.seed,
         unit=one.batch_size,
         label=f"{backbone.name}, {data.task.name}, seed {one.seed}",
     )
     train(learner, batches, one.optimisation, journal, precision=one.precision)
     facts = {"wall_s": time.monotonic() - began, "n_train": len(data.train), "readout": reading.readout}
-    return Trained(ask("val")[first].value, ask("test"), facts, learner)
+    said = answers("test")
+    kept = said if data.task.keeps else None
+    return Trained(val(), data.task.score(said, data.test.truth), kept, facts, learner)
 
 
 def check_modes(backbone: Backbone, data: Data) -> None:

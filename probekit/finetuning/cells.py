@@ -17,13 +17,12 @@ from probekit.backbones.loading import load_backbone
 from probekit.backbones.spec import ModelSpec
 from probekit.compute import choose_device
 from probekit.data.images import ImageSet
-from probekit.data.transforms import Preprocessing
 from probekit.errors import TrainingDiverged
 from probekit.files import digest_json, read_json, safe_name, write_json
 from probekit.finetuning.cell import Data, Finetuning, Trained, check_modes, finetune
 from probekit.finetuning.curves import Group, Point, group_blocks, list_points, put_in_state
 from probekit.finetuning.network import read_for
-from probekit.finetuning.scores import Gains, score_rows
+from probekit.finetuning.scores import Gains, Values, score_rows
 from probekit.functional.intervals import bootstrap_means
 from probekit.grid import run_cells
 from probekit.seeds import random_stream
@@ -37,7 +36,9 @@ from probekit.version import __version__
 # Changes whenever a stored training would no longer be what the code computes.
 CELL_FORMAT = 1
 DRAWS = 2000
-RESULT = "result.json"
+RESULT, ANSWERS = "result.json", "answers.npz"
+# The same of the answers that some tasks keep: other tasks' trainings stay as they are.
+ANSWERS_FORMAT = 1
 # What of the settings one training depends on, beside its learning rate and trial.
 _SHARED = ("tuned", "batch_norm", "norms", "precision")
 
@@ -62,6 +63,7 @@ class Grid:
         points: States that are trained.
         settings: Of the call.
         folder: The store.
+        fold: Which fold of a cross-validation the data is; None where it is none.
         found: Cell → what its training came to.
         chosen: Point → learning rate.
     """
@@ -72,6 +74,7 @@ class Grid:
     points: list[Point]
     settings: Mapping[str, Any]
     folder: Path
+    fold: int | None = None
     found: dict[Cell, Mapping[str, Any]] = field(default_factory=dict)
     chosen: dict[Point, float] = field(default_factory=dict)
 
@@ -83,7 +86,8 @@ class Grid:
         settings: Mapping[str, Any],
         folder: Path,
         device: str | None,
-        opened: dict[Preprocessing, Data],
+        opened: dict[Any, Data],
+        fold: int | None = None,
     ) -> Grid:
         """Open backbone and data, and refuse what cannot be trained.
 
@@ -93,8 +97,9 @@ class Grid:
             settings: Of the call.
             folder: The store.
             device: Where it runs.
-            opened: Data by preprocessing; what is missing is added, so that backbones that see the same
-                pixels share them.
+            opened: Data by preprocessing and fold; what is missing is added, so that backbones that see the
+                same pixels share them.
+            fold: Which fold of a cross-validation the images are divided for.
 
         Raises:
             InputError: If the backbone cannot be read for the task, or a setting is none.
@@ -105,11 +110,11 @@ class Grid:
         read_for(backbone, task)
         groups = group_blocks(backbone, settings["by"])
         points = list_points(groups, settings["curves"], settings["modes"])
-        seen = backbone.preprocessing
+        seen = backbone.preprocessing, fold
         if seen not in opened:
-            opened[seen] = Data.open(images, task, seen, settings["fraction"])
+            opened[seen] = Data.open(images, task, backbone.preprocessing, settings["fraction"])
         data = opened[seen]
-        grid = cls(backbone, data, groups, points, settings, folder)
+        grid = cls(backbone, data, groups, points, settings, folder, fold)
         for rate in settings["lr"]:
             grid.finetuning(Cell(points[0], 0, rate))
         if settings["tuned"] and settings["batch_norm"] == "train":
@@ -135,7 +140,7 @@ class Grid:
         state = [replaced, cell.point.mode, self.settings["norms"]] if replaced else []
         parts = [
             CELL_FORMAT, __version__, self.backbone.weights, self.backbone.arch, self.data.facts(),
-            self.finetuning(cell).facts(), state,
+            self.finetuning(cell).facts(), state, *([ANSWERS_FORMAT] if self.data.task.keeps else []),
         ]  # fmt: skip
         return digest_json(parts)[:32]
 
@@ -157,7 +162,7 @@ class Grid:
             {keys[cell]: partial(self._train_one, cell) for cell in cells},
             folder=self.folder / "finetuning",
             save=_save,
-            load=lambda place: read_json(place / RESULT),
+            load=_load,
             jobs=jobs,
             label=f"{self.backbone.name}, {self.data.task.name}",
         )
@@ -177,6 +182,8 @@ class Grid:
             return {"status": str(error), "folder": str(unfinished)}
         lines = (unfinished / METRICS).read_text(encoding="utf-8").splitlines()
         told = _told(trained, self.data, one.seed)
+        if trained.answers is not None:
+            told |= {"answers": trained.answers, "ids": self.data.images.ids[self.data.test.rows]}
         return {**told, "curve": [json.loads(line) for line in lines], "folder": str(unfinished)}
 
     def _best(self, point: Point) -> float:
@@ -191,38 +198,49 @@ class Grid:
 
     # Rows
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield the metrics of every state and trial, then what they say together."""
-        shared = self._shared()
-        task = self.data.task
-        baseline = task.baseline(self.data.train.truth, self.data.test.truth)
-        trials = range(self.settings["trials"])
+    @property
+    def baseline(self) -> Mapping[str, float]:
+        """The task's metrics of an answer that looks at no image."""
+        return self.data.task.baseline(self.data.train.truth, self.data.test.truth)
+
+    def counted(self) -> Iterator[tuple[Cell, Mapping[str, Any]]]:
+        """Yield the trainings that count, and what they came to: every state and trial."""
         for point in self.points:
-            for trial in trials:
+            for trial in range(self.settings["trials"]):
                 cell = self.chosen_cell(point, trial)
-                for metric in task.metrics:
-                    yield shared | self._metric_row(cell, metric) | {"null": baseline[metric]}
-        first = task.metrics[0]
-        values = {point: np.array([self._value(point, t, first) for t in trials]) for point in self.points}
+                yield cell, self.found[cell]
+
+    def values(self, point: Point, metric: str) -> Values:
+        """Return (T,) a metric on test of all trials of a state; NaN where the training failed."""
+        trials = [self.found[self.chosen_cell(point, trial)] for trial in range(self.settings["trials"])]
+        return np.array([one["test"][metric] if "test" in one else np.nan for one in trials], np.float64)
+
+    def training_rows(self) -> Iterator[dict[str, Any]]:
+        """Yield the metrics of every state and trial."""
+        shared, baseline = self.shared(), self.baseline
+        for cell, _ in self.counted():
+            for metric in self.data.task.metrics:
+                yield shared | self._metric_row(cell, metric) | {"null": baseline[metric]}
+
+    def gain_rows(self, values: Mapping[Point, Values], kind: str) -> Iterator[dict[str, Any]]:
+        """Yield what the first metric says of all states together.
+
+        Args:
+            values: State → that metric of every trial, or of every fold.
+            kind: Of intervals over them.
+        """
+        shared, task = self.shared(), self.data.task
         levels = tuple(group.level for group in self.groups)
         names = tuple(group.name for group in self.groups)
         gains = Gains(names, levels, values, 1 if task.higher_is_better else -1)
-        for row in score_rows(gains, self.settings["curves"], self.settings["modes"]):
-            params = self._params(row.pop("kept"), row.pop("mode")) | {"of": first, "curve": row.pop("curve")}
-            kind = {"ci_kind": "t,trials"} if "ci_low" in row else {}
-            yield shared | row | kind | {"params": params}
-
-    def _value(self, point: Point, trial: int, metric: str) -> float:
-        """Return a metric on test; NaN where the training failed."""
-        found = self.found[self.chosen_cell(point, trial)]
-        return float(found["test"][metric]) if "test" in found else float("nan")
+        for row in score_rows(gains, self.settings["curves"], self.settings["modes"], kind):
+            params = self.params(row.pop("kept"), row.pop("mode"))
+            params |= {"of": task.metrics[0], "curve": row.pop("curve")}
+            yield shared | row | {"params": params}
 
     def _metric_row(self, cell: Cell, metric: str) -> dict[str, Any]:
         found = self.found[cell]
-        params = self._params(cell.point.kept, cell.point.mode) | {
-            "lr": cell.lr,
-            "lr_at_edge": len(self.rates) > 1 and cell.lr in (self.rates[0], self.rates[-1]),
-        }
+        params = self.training_params(cell)
         row = {"metric": metric, "trial_seed": self.settings["seed"] + cell.trial, "params": params}
         row |= {"null_kind": "no image seen", "n": len(self.data.test)}
         if "status" in found:
@@ -233,7 +251,14 @@ class Grid:
             row |= {"ci_low": low, "ci_high": high, "ci_kind": "bootstrap,test units"}
         return row
 
-    def _params(self, kept: Sequence[str], mode: str) -> dict[str, Any]:
+    def training_params(self, cell: Cell) -> dict[str, Any]:
+        """Return what tells one training from the others."""
+        edge = len(self.rates) > 1 and cell.lr in (self.rates[0], self.rates[-1])
+        found = self.params(cell.point.kept, cell.point.mode) | {"lr": cell.lr, "lr_at_edge": edge}
+        return found if self.fold is None else found | {"fold": self.fold}
+
+    def params(self, kept: Sequence[str], mode: str) -> dict[str, Any]:
+        """Return what the rows of a state say of how it was trained."""
         s = self.settings
         every = [group.name for group in self.groups]
         return {
@@ -247,9 +272,11 @@ class Grid:
             "batch_size": s["batch_size"],
             "n_train": len(self.data.train),
             **{name: s[name] for name in _SHARED},
+            **({"folds": s["folds"]} if s["folds"] else {}),
         }
 
-    def _shared(self) -> dict[str, Any]:
+    def shared(self) -> dict[str, Any]:
+        """Return what all rows of the backbone say."""
         reading, block = read_for(self.backbone, self.data.task), list_blocks(self.backbone)[-1]
         return {
             "model": self.backbone.name,
@@ -274,17 +301,18 @@ class Grid:
 
     def attachments(self) -> dict[str, pd.DataFrame]:
         """Return the curve of every training that counts: step, loss, value on val."""
-        found = {}
-        for point in self.points:
-            for trial in range(self.settings["trials"]):
-                cell = self.chosen_cell(point, trial)
-                curve = self.found[cell].get("curve")
-                if curve:
-                    state = "-".join(point.kept) or "nothing"
-                    name = f"{state}_{point.mode or 'whole'}_{trial}"
-                    place = f"curves/{safe_name(self.backbone.name)}/{safe_name(name)}.parquet"
-                    found[place] = pd.DataFrame(curve)
-        return found
+        return {
+            self.place("curves", cell): pd.DataFrame(one["curve"])
+            for cell, one in self.counted()
+            if one.get("curve")
+        }
+
+    def place(self, kind: str, cell: Cell) -> str:
+        """Return where a frame of one training hangs on the table."""
+        state = "-".join(cell.point.kept) or "nothing"
+        number = cell.trial if self.fold is None else f"{cell.trial}-fold{self.fold}"
+        name = f"{state}_{cell.point.mode or 'whole'}_{number}"
+        return f"{kind}/{safe_name(self.backbone.name)}/{safe_name(name)}.parquet"
 
 
 def _told(trained: Trained, data: Data, seed: int) -> dict[str, Any]:
@@ -300,10 +328,21 @@ def _told(trained: Trained, data: Data, seed: int) -> dict[str, Any]:
 
 
 def _save(result: Mapping[str, Any], place: Path) -> None:
-    """Give a finished training its name: its result and its curve stay, its snapshot does not."""
+    """Give a finished training its name: result, curve and kept answers stay, its snapshot does not."""
     unfinished = Path(result["folder"])
-    told = {key: value for key, value in result.items() if key != "folder"}
+    told = {key: value for key, value in result.items() if key not in ("folder", "answers", "ids")}
     for path in unfinished.iterdir():
         path.unlink()
+    if "answers" in result:
+        np.savez_compressed(unfinished / ANSWERS, answers=result["answers"], ids=result["ids"])
     write_json(unfinished / RESULT, told)
     unfinished.rename(place)
+
+
+def _load(place: Path) -> dict[str, Any]:
+    """Read a finished training back."""
+    found: dict[str, Any] = read_json(place / RESULT)
+    if (place / ANSWERS).exists():
+        with np.load(place / ANSWERS) as kept:
+            found |= {"answers": kept["answers"], "ids": kept["ids"]}
+    return found

@@ -15,11 +15,14 @@ from probekit.functional.intervals import ratio_interval, t_interval
 Values = NDArray[np.float64]
 # Share of the full gain that counts as nearly all of it.
 NEARLY = 0.9
+# What intervals are over. Folds share most of their training images, so that an interval over them is too
+# narrow: the variance of cross-validation has no unbiased estimate (Bengio and Grandvalet, JMLR 2004).
+OVER_TRIALS, OVER_FOLDS = "t,trials", "t,folds"
 
 
 @dataclass(frozen=True)
 class Gains:
-    """The first metric of one model at every point, a trial a value.
+    """The first metric of one model at every point, a trial or a fold a value.
 
     Attributes:
         names: Groups in executed order.
@@ -57,7 +60,9 @@ class Gains:
         return "" if full.mean() > 0 else f"the backbone is worse than scratch: {full.mean():.3g}"
 
 
-def score_rows(gains: Gains, curves: Sequence[str], modes: Sequence[str]) -> Iterator[dict[str, Any]]:
+def score_rows(
+    gains: Gains, curves: Sequence[str], modes: Sequence[str], kind: str = OVER_TRIALS
+) -> Iterator[dict[str, Any]]:
     """Yield gains, recovered fractions, the high-level share, the depth of 90 %, the reuse share.
 
     gain(n) = M(n) − M(scratch); recovered(n) = gain(n) / gain(full), mean gain over mean gain; high-level
@@ -65,34 +70,33 @@ def score_rows(gains: Gains, curves: Sequence[str], modes: Sequence[str]) -> Ite
     gain; d90 = least n on the prefix curve with recovered(n) ≥ 0.9; reuse share = (M(full) − M(nothing kept,
     matched statistics)) / (M(full) − M(scratch)). Source: after Matsoukas et al., What Makes Transfer
     Learning Work for Medical Images (CVPR 2022), section 3; Yosinski et al., How Transferable Are Features in
-    Deep Neural Networks (NeurIPS 2014).
+    Deep Neural Networks (NeurIPS 2014). ``kind`` is that of the intervals.
     """
     why = gains.why_no_share()
-    yield {"metric": "gain"} | _interval(gains.full) | _at(gains.names, "", "")
+    yield {"metric": "gain"} | mean_row(gains.full, kind) | _at(gains.names, "", "")
     for mode in modes:
         for curve in curves:
             for kept in curve_of(gains.names, curve):
                 if kept == gains.names or Point(kept, mode) not in gains.values:
                     continue
                 found = gains.gain(kept, mode)
-                yield {"metric": "gain"} | _interval(found) | _at(kept, mode, curve)
-                yield (
-                    {"metric": "recovered_fraction"} | _share(found, gains.full, why) | _at(kept, mode, curve)
-                )
-        yield from _high_level_share(gains, mode, why)
+                share = _share(found, gains.full, why, kind)
+                yield {"metric": "gain"} | mean_row(found, kind) | _at(kept, mode, curve)
+                yield {"metric": "recovered_fraction"} | share | _at(kept, mode, curve)
+        yield from _high_level_share(gains, mode, why, kind)
         if "prefix" in curves:
             yield _depth_90(gains, mode, why)
     if Point((), "stats") in gains.values:
         lost = gains.full - gains.gain((), "stats")
-        yield {"metric": "reuse_share"} | _share(lost, gains.full, why) | _at((), "stats", "")
+        yield {"metric": "reuse_share"} | _share(lost, gains.full, why, kind) | _at((), "stats", "")
 
 
-def _high_level_share(gains: Gains, mode: str, why: str) -> Iterator[dict[str, Any]]:
+def _high_level_share(gains: Gains, mode: str, why: str, kind: str) -> Iterator[dict[str, Any]]:
     kept = tuple(name for name, level in zip(gains.names, gains.levels, strict=True) if level != "high")
     if kept in ((), gains.names) or Point(kept, mode) not in gains.values:
         return
     lost = gains.full - gains.gain(kept, mode)
-    yield {"metric": "high_level_share"} | _share(lost, gains.full, why) | _at(kept, mode, "")
+    yield {"metric": "high_level_share"} | _share(lost, gains.full, why, kind) | _at(kept, mode, "")
 
 
 def _depth_90(gains: Gains, mode: str, why: str) -> dict[str, Any]:
@@ -105,7 +109,7 @@ def _depth_90(gains: Gains, mode: str, why: str) -> dict[str, Any]:
     raise AssertionError("the whole backbone recovers all of its own gain")
 
 
-def _share(part: Values, full: Values, why: str) -> dict[str, Any]:
+def _share(part: Values, full: Values, why: str, kind: str) -> dict[str, Any]:
     """Return a ratio of means with its interval by Fieller's theorem, trials paired; or why there is none."""
     if why:
         return {"value": None, "status": why}
@@ -114,18 +118,25 @@ def _share(part: Values, full: Values, why: str) -> dict[str, Any]:
     row: dict[str, Any] = {"value": float(x.mean() / y.mean()), "n": len(x)}
     low, high = ratio_interval(x, y)
     if np.isfinite(low):
-        row |= {"ci_low": low, "ci_high": high}
+        row |= {"ci_low": low, "ci_high": high, "ci_kind": kind}
     return row
 
 
-def _interval(values: Values) -> dict[str, Any]:
+def mean_row(values: Values, kind: str, why: str = "no training was finished") -> dict[str, Any]:
+    """Return the mean of what is known with its t-interval, or why there is none.
+
+    Args:
+        values: (T,) one a trial or fold; NaN where it is not known.
+        kind: Of the interval.
+        why: Status where nothing is known.
+    """
     known = values[np.isfinite(values)]
     if not len(known):
-        return {"value": None, "status": "no training was finished"}
+        return {"value": None, "status": why}
     row: dict[str, Any] = {"value": float(known.mean()), "n": len(known)}
     if len(known) > 1:
         low, high = t_interval(known)
-        row |= {"ci_low": low, "ci_high": high}
+        row |= {"ci_low": low, "ci_high": high, "ci_kind": kind}
     return row
 
 

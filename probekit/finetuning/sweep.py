@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,14 @@ from probekit.data.readers import open_images
 from probekit.errors import InputError
 from probekit.features.comparison import data_facts, each, list_entries, reference, stored_settings
 from probekit.files import cache_folder, digest_json
+from probekit.finetuning.folds import fold_images, state_rows
 from probekit.results.schema import rows_to_frame
 from probekit.results.table import ResultTable
 from probekit.version import __version__
 
 if TYPE_CHECKING:
     from probekit.backbones.backbone import Backbone
+    from probekit.finetuning.cells import Grid
 
 RATES = (3e-4, 1e-3, 3e-3)
 
@@ -33,6 +35,7 @@ def transfer(
     tuned: bool = True,
     batch_norm: str = "train",
     trials: int = 3,
+    folds: int = 0,
     steps: int = 500,
     batch_size: int = 64,
     lr: Sequence[float] = RATES,
@@ -62,6 +65,7 @@ def transfer(
             keeps those it has.
         trials: Trainings of every state, which differ in the draw of scratch, the head and the order of the
             images.
+        folds: Parts of a cross-validation, for small data sets: see ``reset_curves``.
         steps: Optimiser steps of a training.
         batch_size: Images a step.
         lr: Learning rates to choose from, on val, in the first trial of every state.
@@ -98,6 +102,7 @@ def reset_curves(
     tuned: bool = True,
     batch_norm: str = "train",
     trials: int = 3,
+    folds: int = 0,
     steps: int = 500,
     batch_size: int = 64,
     lr: Sequence[float] = RATES,
@@ -133,6 +138,11 @@ def reset_curves(
             keeps those it has.
         trials: Trainings of every state, which differ in the draw of what is replaced, the head and the order
             of the images.
+        folds: Parts of a cross-validation, for small data sets: all images are divided anew, those of the
+            test split too, each part is tested by trainings on the others, with a learning rate of its own.
+            Rows are then of folds and trials, followed by the mean of the folds' metrics with its t-interval
+            over folds, which is rather too narrow: folds share most of their training images. 0 keeps the
+            splits; ``split=`` in the words of the data leaves images out of all folds.
         steps: Optimiser steps of a training.
         batch_size: Images a step.
         lr: Learning rates to choose from, on val, in the first trial of every state.
@@ -158,6 +168,103 @@ def reset_curves(
     return _run("reset", stored_settings(locals()), models, data, store, device, jobs)
 
 
+def open_trainings(
+    models: Any,  # noqa: ANN401 - as callers give them
+    images: ImageSet,
+    settings: Mapping[str, Any],
+    store: str | Path | None,
+    device: str | None,
+) -> list[list[Grid]]:
+    """Return the trainings of every model, one grid a fold, and refuse what cannot be trained.
+
+    Args:
+        models: As callers of ``transfer`` give them.
+        images: The data set.
+        settings: As those of ``reset_curves``.
+        store: As of ``transfer``.
+        device: As of ``transfer``.
+
+    Raises:
+        InputError: If models, data, task or a setting cannot be used.
+    """
+    from probekit.finetuning.cells import Grid
+
+    entries = list_entries(models, 0)
+    folder = Path(store) if store is not None else cache_folder()
+    for name, least in (("trials", 1), ("steps", 1), ("batch_size", 2)):
+        if settings[name] < least:
+            raise InputError(f"{name} of at least {least}", str(settings[name]), "Raise it")
+    if not each(settings["lr"]):
+        raise InputError("at least one learning rate", "none", "0.001 is common")
+    divided = fold_images(images, settings["folds"], settings["seed"])
+    numbers = range(len(divided)) if settings["folds"] else [None]
+    opened: dict[Any, Any] = {}
+    return [
+        [
+            Grid.open(entry.model, one, settings, folder, device, opened, fold)
+            for fold, one in zip(numbers, divided, strict=True)
+        ]
+        for entry in entries
+    ]
+
+
+def joined(
+    verb: str,
+    settings: Mapping[str, Any],
+    rows: Iterable[Mapping[str, Any]],
+    images: ImageSet,
+    *,
+    given: Mapping[str, Any],
+    known: Mapping[str, Mapping[str, Any]],
+    attachments: Mapping[str, Any],
+    warnings: Sequence[str] = (),
+    began: float,
+) -> ResultTable:
+    """Return the table of a verb, with what made it.
+
+    Args:
+        verb: As in the column ``analysis``.
+        settings: Of the call.
+        rows: Of the table.
+        images: The data set.
+        given: ``models`` and ``data``, as the caller wrote them.
+        known: Model → facts.
+        attachments: Of the table.
+        warnings: What a reader should know.
+        began: When the call began, of ``time.monotonic``.
+    """
+    made_by = {
+        "probekit": __version__,
+        "settings": {**given, **settings},
+        "models": known,
+        "versions": software_versions(),
+    }
+    run_id = digest_json(made_by)[:12]
+    provenance = {
+        "format": 1,
+        "analysis": verb,
+        "run_id": run_id,
+        "seed": settings["seed"],
+        **made_by,
+        "data": {images.name: data_facts(images)},
+        "level_shares": {name: one.get("level_shares", {}) for name, one in known.items()},
+        "warnings": list(warnings),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "wall_s": round(time.monotonic() - began, 2),
+    }
+    frame = rows_to_frame(rows).assign(analysis=verb, run_id=run_id)
+    return ResultTable(frame, provenance, dict(attachments))
+
+
+def fold_warnings(images: ImageSet, folds: int) -> list[str]:
+    """Return what a reader should know of folds."""
+    if not folds:
+        return []
+    tested = len(images.indices("test"))
+    also = f", the {tested} of its test split too: nothing is held out beside them" if tested else ""
+    return [f"{folds} folds over all {len(images)} images of {images.name}{also}."]
+
+
 def _run(
     verb: str,
     settings: dict[str, Any],
@@ -167,40 +274,21 @@ def _run(
     device: str | None,
     jobs: int,
 ) -> ResultTable:
-    from probekit.finetuning.cells import Grid
-
     began = time.monotonic()
     images = open_images(data) if isinstance(data, str) else data
-    entries = list_entries(models, 0)
-    folder = Path(store) if store is not None else cache_folder()
-    for name, least in (("trials", 1), ("steps", 1), ("batch_size", 2)):
-        if settings[name] < least:
-            raise InputError(f"{name} of at least {least}", str(settings[name]), "Raise it")
-    if not each(settings["lr"]):
-        raise InputError("at least one learning rate", "none", "0.001 is common")
-    opened: dict[Any, Any] = {}
-    grids = [Grid.open(entry.model, images, settings, folder, device, opened) for entry in entries]
-    for grid in grids:
+    models_of = open_trainings(models, images, settings, store, device)
+    for grid in (grid for grids in models_of for grid in grids):
         grid.run(jobs)
-    frame = rows_to_frame([row for grid in grids for row in grid.rows()])
-    told = {
-        "models": [reference(one) for one in each(models)],
-        "data": reference(data),
-        **settings,
-    }
-    known = {grid.backbone.name: grid.facts() for grid in grids}
-    made_by = {"probekit": __version__, "settings": told, "models": known, "versions": software_versions()}
-    run_id = digest_json(made_by)[:12]
-    provenance = {
-        "format": 1,
-        "analysis": verb,
-        "run_id": run_id,
-        "seed": settings["seed"],
-        **made_by,
-        "data": {images.name: data_facts(images)},
-        "level_shares": {name: one["level_shares"] for name, one in known.items()},
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "wall_s": round(time.monotonic() - began, 2),
-    }
-    attachments = {key: value for grid in grids for key, value in grid.attachments().items()}
-    return ResultTable(frame.assign(analysis=verb, run_id=run_id), provenance, attachments)
+    return joined(
+        verb,
+        settings,
+        [row for grids in models_of for row in state_rows(grids)],
+        images,
+        given={"models": [reference(one) for one in each(models)], "data": reference(data)},
+        known={grids[0].backbone.name: grids[0].facts() for grids in models_of},
+        attachments={
+            key: one for grids in models_of for grid in grids for key, one in grid.attachments().items()
+        },
+        warnings=fold_warnings(images, settings["folds"]),
+        began=began,
+    )
