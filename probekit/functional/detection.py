@@ -74,6 +74,12 @@ class Marks:
     def __len__(self) -> int:
         return len(self.images)
 
+    def select(self, rows: NDArray[np.bool_] | IntArray) -> Marks:
+        """Return some of them, in the order asked for."""
+        return Marks(
+            self.images[rows], self.classes[rows], self.boxes[rows], self.scores[rows], self.crowd[rows]
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
@@ -197,10 +203,7 @@ def diagnose_detections(
     if not 0 <= background < found <= 1:
         raise InputError("0 ≤ background < found ≤ 1", f"{background} and {found}", "0.1 and 0.5 are common")
     rows = _counted(detections, most)
-    kept = Marks(
-        detections.images[rows], detections.classes[rows], detections.boxes[rows], detections.scores[rows],
-        detections.crowd[rows],
-    )  # fmt: skip
+    kept = detections.select(rows)
     told = Diagnosis(
         np.full(len(rows), BKG, dtype="<U8"), np.zeros(len(rows)), np.full(len(rows), -1),
         np.zeros(len(rows), np.bool_), np.zeros(len(truth), np.bool_), np.zeros(len(truth), np.bool_),
