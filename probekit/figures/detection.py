@@ -14,7 +14,7 @@ from probekit.errors import InputError
 from probekit.figures import style
 from probekit.figures.transfer import state_words
 from probekit.files import safe_name
-from probekit.results.metrics import kind_words, metric_facts
+from probekit.results.metrics import metric_facts
 from probekit.results.schema import read_params
 from probekit.results.table import ResultTable
 
@@ -119,19 +119,16 @@ def _stacked(
         handles: dict[str, Any] = {}
         for place, (_, model, state) in enumerate(bars):
             own = rows[(rows["model"] == model) & (rows["state"] == state)].set_index("metric")
-            _draw_bar(
-                axes, place, {one: float(own["value"].get(one, np.nan)) for one in parts}, parts, handles
-            )
+            values = {one: float(own["value"].get(one, np.nan)) for one in parts}
+            _draw_bar(axes, place, values, parts, handles)
         axes.axvline(0, color="0.35", linewidth=0.8)
         axes.set_yticks(range(len(bars)), [style.plain(label, 40) for label, _, _ in bars])
         axes.invert_yaxis()
         axes.set_xlabel(axis)
         labels = [metric_facts(one).label.removeprefix("Cost of ") for one in handles]
         style.add_legend(figure, list(handles.values()), [one[:1].upper() + one[1:] for one in labels])
-        kinds = [
-            kind_words(one).split(" over ")[-1] for one in rows["ci_kind"].unique() if one.startswith("t,")
-        ]
-        style.add_footer(figure, [*notes, *(f"Means over {one}" for one in kinds)])
+        means = [one.removeprefix("t,") for one in rows["ci_kind"].unique() if one.startswith("t,")]
+        style.add_footer(figure, [*notes, *(f"Means over {one}" for one in means)])
     return style.finish(figure, caption)
 
 

@@ -21,8 +21,9 @@ from probekit.errors import TrainingDiverged
 from probekit.files import digest_json, read_json, safe_name, write_json
 from probekit.finetuning.cell import Data, Finetuning, Trained, check_modes, finetune
 from probekit.finetuning.curves import Group, Point, group_blocks, list_points, put_in_state
+from probekit.finetuning.means import Values
 from probekit.finetuning.network import read_for
-from probekit.finetuning.scores import Gains, Values, score_rows
+from probekit.finetuning.scores import Gains, score_rows
 from probekit.functional.intervals import bootstrap_means
 from probekit.grid import run_cells
 from probekit.seeds import random_stream

@@ -18,8 +18,7 @@ from probekit.data.readers import open_images
 from probekit.errors import DataError, InputError
 from probekit.features.comparison import each, reference, stored_settings
 from probekit.files import digest_file, safe_name
-from probekit.finetuning.folds import over_trials
-from probekit.finetuning.scores import OVER_FOLDS, OVER_TRIALS, mean_row
+from probekit.finetuning.means import OVER_FOLDS, OVER_TRIALS, mean_row, over_trials
 from probekit.finetuning.sweep import RATES, fold_warnings, joined, open_trainings
 from probekit.functional.detection import IntArray, Marks
 from probekit.results.table import ResultTable

@@ -9,7 +9,7 @@ import numpy as np
 
 from probekit.data.images import ImageSet
 from probekit.errors import InputError
-from probekit.finetuning.scores import OVER_FOLDS, OVER_TRIALS, Values, mean_row
+from probekit.finetuning.means import OVER_FOLDS, OVER_TRIALS, mean_row, over_trials
 from probekit.seeds import random_stream
 
 if TYPE_CHECKING:
@@ -49,19 +49,6 @@ def fold_images(images: ImageSet, folds: int, seed: int = 0) -> list[ImageSet]:
         splits[part] = "test"
         found.append(images.with_splits(splits))
     return found
-
-
-def over_trials(values: Sequence[Values] | Values) -> Values:
-    """Return (F,) means over the trials of each fold that were finished; NaN for none.
-
-    Args:
-        values: (F, T) a metric of each fold and trial; NaN for one that failed.
-
-    Examples:
-        >>> over_trials(np.array([[1.0, 3.0], [2.0, np.nan]])).tolist()
-        [2.0, 2.0]
-    """
-    return np.array([one[np.isfinite(one)].mean() if np.isfinite(one).any() else np.nan for one in values])
 
 
 def state_rows(grids: Sequence[Grid]) -> Iterator[dict[str, Any]]:

@@ -7,17 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from probekit.finetuning.curves import SCRATCH, Point, curve_of
+from probekit.finetuning.means import OVER_TRIALS, Values, mean_row
 from probekit.functional.intervals import ratio_interval, t_interval
 
-Values = NDArray[np.float64]
 # Share of the full gain that counts as nearly all of it.
 NEARLY = 0.9
-# What intervals are over. Folds share most of their training images, so that an interval over them is too
-# narrow: the variance of cross-validation has no unbiased estimate (Bengio and Grandvalet, JMLR 2004).
-OVER_TRIALS, OVER_FOLDS = "t,trials", "t,folds"
 
 
 @dataclass(frozen=True)
@@ -118,24 +114,6 @@ def _share(part: Values, full: Values, why: str, kind: str) -> dict[str, Any]:
     row: dict[str, Any] = {"value": float(x.mean() / y.mean()), "n": len(x)}
     low, high = ratio_interval(x, y)
     if np.isfinite(low):
-        row |= {"ci_low": low, "ci_high": high, "ci_kind": kind}
-    return row
-
-
-def mean_row(values: Values, kind: str, why: str = "no training was finished") -> dict[str, Any]:
-    """Return the mean of what is known with its t-interval, or why there is none.
-
-    Args:
-        values: (T,) one a trial or fold; NaN where it is not known.
-        kind: Of the interval.
-        why: Status where nothing is known.
-    """
-    known = values[np.isfinite(values)]
-    if not len(known):
-        return {"value": None, "status": why}
-    row: dict[str, Any] = {"value": float(known.mean()), "n": len(known)}
-    if len(known) > 1:
-        low, high = t_interval(known)
         row |= {"ci_low": low, "ci_high": high, "ci_kind": kind}
     return row
 

@@ -176,10 +176,10 @@ def coco_scores(detections: Marks, truth: Marks, images: int, classes: int) -> d
 
 
 def _boxes(marks: Marks) -> list[dict[str, Any]]:
-    sides = marks.boxes[:, 2:] - marks.boxes[:, :2]
+    boxes = np.hstack([marks.boxes[:, :2], marks.boxes[:, 2:] - marks.boxes[:, :2]])
     return [
-        {"image_id": int(image), "category_id": int(label), "bbox": [*map(float, corner), *map(float, side)]}
-        for image, label, corner, side in zip(
-            marks.images, marks.classes, marks.boxes[:, :2], sides, strict=True
+        {"image_id": image, "category_id": label, "bbox": box}
+        for image, label, box in zip(
+            marks.images.tolist(), marks.classes.tolist(), boxes.tolist(), strict=True
         )
     ]

@@ -13,7 +13,8 @@ from probekit.errors import DataError, InputError
 from probekit.figures.transfer import read_states
 from probekit.finetuning import cells
 from probekit.finetuning.cell import Data, Finetuning, Trained
-from probekit.finetuning.folds import fold_images, over_trials
+from probekit.finetuning.folds import fold_images
+from probekit.finetuning.means import over_trials
 from probekit.functional.intervals import t_interval
 from probekit.tasks.task import Score
 
