@@ -145,8 +145,8 @@ def metric_rows(judged: Judged, permutations: int, seed: int) -> Iterator[dict[s
     """Yield every metric with its interval and null.
 
     Intervals are jackknifes over groups of images: resampling them would put copies of one detection beside
-    each other in the ranking. On drawn cases of 24 and 60 images they held the mean 88 to 99 times in 100, the
-    fewest for rare errors. The null gives every image the true boxes of another: what is found by knowing
+    each other in the ranking. On drawn cases of 24 and 60 images they held the mean 88 to 99 times in 100,
+    the fewest for rare errors. The null gives every image the true boxes of another: what is found by knowing
     the data set and not the image. Means and ranges are over random ways to do so.
 
     Args:
