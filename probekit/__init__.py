@@ -26,6 +26,7 @@ _HOMES = {
     "compose": "probekit.attribution.composed",
     "attribute": "probekit.attribution.sweep",
     "describe_images": "probekit.data.description",
+    "diagnose": "probekit.finetuning.diagnosing",
     "extract": "probekit.features.extraction",
     "inspect_checkpoint": "probekit.backbones.inspection",
     "list_layers": "probekit.taps.layers",
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
     from probekit.features.features import Features as Features
     from probekit.features.statistics import unfold as unfold
     from probekit.features.streaming import stream as stream
+    from probekit.finetuning.diagnosing import diagnose as diagnose
     from probekit.finetuning.sweep import reset_curves as reset_curves
     from probekit.finetuning.sweep import transfer as transfer
     from probekit.geometry.sweep import measure_geometry as measure_geometry

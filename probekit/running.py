@@ -16,6 +16,7 @@ import pandas as pd
 from probekit.errors import InputError, near_names
 from probekit.figures import (
     draw_attribution,
+    draw_diagnosis,
     draw_geometry,
     draw_invariance,
     draw_pretraining,
@@ -46,6 +47,7 @@ VERBS = {
     "similarity": "probekit.similarity.sweep:measure_similarity",
     "transfer": "probekit.finetuning.sweep:transfer",
     "reset": "probekit.finetuning.sweep:reset_curves",
+    "diagnose": "probekit.finetuning.diagnosing:diagnose",
 }
 # What says where and how to run, not what: kept out of plans, so that a plan runs on any machine.
 PLACES = ("store", "device", "jobs")
@@ -82,6 +84,7 @@ SMOKE: dict[str, dict[str, Any]] = {
     "similarity": {"permutations": 2, "random": 1, "pairwise": 100, "groups": 5},
     "transfer": {"trials": 2, "steps": 4, "batch_size": 16, "lr": [1e-3]},
     "reset": {"trials": 2, "steps": 4, "batch_size": 16, "lr": [1e-3]},
+    "diagnose": {"trials": 2, "steps": 4, "batch_size": 16, "lr": [1e-3], "permutations": 3},
 }
 SMOKE_IMAGES = 120
 
@@ -142,6 +145,7 @@ DRAWINGS: dict[str, Callable[[ResultTable], dict[str, Figure]]] = {
     "similarity": draw_similarity,
     "transfer": draw_transfer,
     "reset": draw_transfer,
+    "diagnose": draw_diagnosis,
 }
 
 
@@ -236,6 +240,9 @@ def shrink(plan: Plan) -> Plan:
         smoke: Callable[[Plan], Plan] = load_analysis(Path(plan.verb)).smoke
         return smoke(plan)
     find_verb(plan.verb)
+    if plan.settings.get("detections"):
+        # They name all images of the data, and are judged in seconds.
+        return plan.having(permutations=SMOKE[plan.verb]["permutations"])
     data = plan.settings.get("data", [])
     limited = [_limited(one) for one in data] if isinstance(data, list) else _limited(data)
     return plan.having(data=limited, **SMOKE[plan.verb])

@@ -11,6 +11,7 @@ import typer
 from probekit.cli.attribute import attribute
 from probekit.cli.data import data
 from probekit.cli.demo import demo
+from probekit.cli.diagnose import diagnose
 from probekit.cli.extract import extract
 from probekit.cli.geometry import geometry
 from probekit.cli.inspect import inspect
@@ -53,6 +54,7 @@ for verb in (
     attribute,
     transfer,
     reset,
+    diagnose,
     report,
     run,
     demo,

@@ -49,6 +49,10 @@ Frozen = Annotated[
     bool, typer.Option("--frozen", help="Train the head alone, not the backbone with it [default: both].")
 ]
 Trials = Annotated[int | None, typer.Option(min=1, help="Trainings of every state [default: 3].")]
+Folds = Annotated[
+    int | None,
+    typer.Option(min=0, help="Parts of a cross-validation over all images; 0 keeps the splits [default: 0]."),
+]
 Steps = Annotated[int | None, typer.Option(min=1, help="Optimiser steps of a training [default: 500].")]
 TrainingBatch = Annotated[
     int | None, typer.Option("--batch-size", min=2, help="Images a step [default: 64].")

@@ -69,6 +69,31 @@ def read_coco(tree: Tree, files: Mapping[str, str | None]) -> dict[str, Any]:
     return {"names": names, "roles": roles, "targets": targets, "problems": problems.listed()}
 
 
+def read_ids(
+    tree: Tree, files: Mapping[str, str | None]
+) -> tuple[dict[str, int | str], dict[int | str, str]]:
+    """Return what images and categories are called in one or more files.
+
+    Args:
+        tree: The files.
+        files: As of ``read_coco``.
+
+    Returns:
+        Path of each image → its id; id of each category → its name.
+
+    Raises:
+        DataError: As ``read_coco``.
+    """
+    read = {path: _load(tree, path) for path in files}
+    images: dict[str, int | str] = {}
+    for path, content in read.items():
+        finder = _Finder(tree, path)
+        for image in _records(content, "images", path):
+            images[finder.find(image)] = _identity(image, "id", path)
+        finder.refuse_missing()
+    return images, _categories(read)
+
+
 def find_coco(tree: Tree, wanted: str | None) -> dict[str, str | None]:
     """Find COCO files and the split each is for: from its folder, or the end of its name.
 
@@ -271,7 +296,7 @@ def _boxes(
         number = _identity(one, "category_id", path)
         if number not in places:
             raise DataError(f"categories listed in {path}", f"category_id {number}", "List the category")
-        box = _numbers(one.get("bbox"), 4)
+        box = read_numbers(one.get("bbox"), 4)
         if box is None:
             problems.add("annotations without a box of four numbers, left out", where)
             continue
@@ -303,7 +328,8 @@ def _side(value: Any) -> float | None:  # noqa: ANN401 - as the file has it
     return float(value) if number else None
 
 
-def _numbers(value: Any, count: int | None) -> list[float] | None:  # noqa: ANN401 - as the file has it
+def read_numbers(value: Any, count: int | None) -> list[float] | None:  # noqa: ANN401 - as the file has it
+    """Return a list of numbers, as many as asked for; None for anything else, NaN and infinity among it."""
     if not isinstance(value, list) or (count is not None and len(value) != count):
         return None
     numbers = [one for one in value if isinstance(one, int | float) and not isinstance(one, bool)]
@@ -319,16 +345,16 @@ def _numbers(value: Any, count: int | None) -> list[float] | None:  # noqa: ANN4
 def _outline(shape: Any, path: str) -> Outline | None:  # noqa: ANN401 - as the file has it
     """Read polygons, or run lengths in either form; None where there is no shape."""
     if isinstance(shape, list) and shape:
-        polygons = [_numbers(one, None) for one in shape]
+        polygons = [read_numbers(one, None) for one in shape]
         if all(one is not None and len(one) >= 6 and len(one) % 2 == 0 for one in polygons):
             return Outline(tuple(np.array(one, np.float32).reshape(-1, 2) for one in polygons))
         return None
     if isinstance(shape, dict):
-        size, counts = _numbers(shape.get("size"), 2), shape.get("counts")
+        size, counts = read_numbers(shape.get("size"), 2), shape.get("counts")
         runs = (
             decode_runs(counts)
             if isinstance(counts, str | bytes)
-            else tuple(int(one) for one in _numbers(counts, None) or ())
+            else tuple(int(one) for one in read_numbers(counts, None) or ())
         )
         if (
             size is None
@@ -358,7 +384,7 @@ def _points(own: Sequence[Record], count: int, path: str) -> Points | None:
     marked = [one for one in own if isinstance(one.get("keypoints"), list)]
     if not count or len(marked) != 1:
         return None
-    values = _numbers(marked[0]["keypoints"], 3 * count)
+    values = read_numbers(marked[0]["keypoints"], 3 * count)
     if values is None:
         raise DataError(f"{count} key points of x, y and visibility in {path}", "another list", "Restore it")
     table = np.array(values, np.float32).reshape(count, 3)

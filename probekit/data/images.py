@@ -160,6 +160,28 @@ class ImageSet:
         views = None if self.views is None else self.views.select(chosen)
         return replace(self, **fields, source=source, digest=digest, spec=None, memory=memory, views=views)
 
+    def with_splits(self, splits: ArrayLike) -> ImageSet:
+        """Return the same images in other splits.
+
+        Args:
+            splits: (N,) each ``train``, ``val`` or ``test``.
+
+        Raises:
+            DataError: If lengths differ, or a role is unknown.
+
+        Examples:
+            >>> pixels = np.zeros((2, 8, 8), np.uint8)
+            >>> images = ImageSet.from_arrays("tiny", pixels, ["a", "b"], ["train", "train"])
+            >>> images.with_splits(["train", "test"])
+            ImageSet 'tiny': 1 train, 1 test; class (2 classes)
+        """
+        roles = np.asarray(splits, np.str_)
+        if self.contents is None:
+            digest = digest_json([self.digest, roles.tolist()])
+        else:
+            digest = digest_images(self.ids, self.targets, roles, self.contents)
+        return replace(self, splits=roles, digest=digest, spec=None)
+
     def perturbed(self, perturbation: str, strength: float, *, seed: int = 0) -> ImageSet:
         """Return the same images, changed: same ids, same order, another digest.
 

@@ -111,14 +111,38 @@ def list_images(spec: DataSpec) -> Listing:
     if path.is_file() and path.suffix.lower() == ".zip":
         return _tree(list_zip(path), path.stem, spec)
     if path.is_file() and path.suffix.lower() == ".json":
-        root = Path(spec.text("root") or path.parent).expanduser()
-        annotations = path.resolve().relative_to(root.resolve()).as_posix() if _is_below(path, root) else ""
         spec.check_keys((*COMMON_KEYS, "root"))
-        return _annotated(list_folder(root), path.stem, lambda tree: read_coco(tree, {annotations: None}))
+        tree, files = _one_file(path, spec)
+        return _annotated(tree, path.stem, lambda one: read_coco(one, files))
     if path.is_file() and path.suffix.lower() == ".npz":
         spec.check_keys(COMMON_KEYS)
         return _npz(path, spec)
     raise _not_data(source, path)
+
+
+def coco_files(spec: DataSpec) -> tuple[Tree, dict[str, str | None]] | None:
+    """Return the COCO files that the words of a data set name, and where they lie; None for other data.
+
+    Raises:
+        DataError: If a folder or archive cannot be read.
+    """
+    path = Path(spec.source).expanduser()
+    suffix = path.suffix.lower()
+    if path.is_file() and suffix == ".json":
+        return _one_file(path, spec)
+    if not path.is_dir() and not (path.is_file() and suffix == ".zip"):
+        return None
+    tree = list_folder(path) if path.is_dir() else list_zip(path)
+    wanted = spec.text("annotations")
+    is_of_coco = wanted is not None or (spec.text("format") or _only_format(tree)) == "coco"
+    return (tree, find_coco(tree, wanted)) if is_of_coco else None
+
+
+def _one_file(path: Path, spec: DataSpec) -> tuple[Tree, dict[str, str | None]]:
+    """Return a lone file of annotations and the folder of its images."""
+    root = Path(spec.text("root") or path.parent).expanduser()
+    annotations = path.resolve().relative_to(root.resolve()).as_posix() if _is_below(path, root) else ""
+    return list_folder(root), {annotations: None}
 
 
 def _not_data(source: str, path: Path) -> InputError:

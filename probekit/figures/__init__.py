@@ -2,8 +2,12 @@
 
 from probekit.figures.curves import plot_depth as plot_depth
 from probekit.figures.curves import plot_few_shot as plot_few_shot
+from probekit.figures.detection import plot_costs as plot_costs
+from probekit.figures.detection import plot_ious as plot_ious
+from probekit.figures.detection import plot_shares as plot_shares
 from probekit.figures.drawing import draw as draw
 from probekit.figures.drawing import draw_attribution as draw_attribution
+from probekit.figures.drawing import draw_diagnosis as draw_diagnosis
 from probekit.figures.drawing import draw_geometry as draw_geometry
 from probekit.figures.drawing import draw_invariance as draw_invariance
 from probekit.figures.drawing import draw_pretraining as draw_pretraining

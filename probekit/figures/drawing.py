@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from probekit.errors import InputError, near_names
 from probekit.figures.curves import plot_depth, plot_few_shot, plot_strengths
+from probekit.figures.detection import plot_costs, plot_ious, plot_shares
 from probekit.figures.inversions import plot_error_maps, plot_inversions, plot_residuals
 from probekit.figures.layers import plot_layers
 from probekit.figures.matrices import plot_class_recall, plot_targets
@@ -35,6 +36,9 @@ KINDS: dict[str, Callable[..., Figure]] = {
     "reset": plot_reset_curves,
     "learning": plot_learning,
     "rewind": plot_rewinds,
+    "costs": plot_costs,
+    "shares": plot_shares,
+    "ious": plot_ious,
     "overlays": plot_overlays,
     "cascade": plot_cascade,
 }
@@ -59,7 +63,8 @@ def draw(table: ResultTable, kind: str = "depth", **settings: Any) -> Figure:  #
     Args:
         table: What to draw.
         kind: ``depth``, ``few_shot``, ``class_recall``, ``targets``, ``layers``, ``strengths``,
-            ``places``, ``examples``, ``overlays``, ``cascade``, ``training``, ``reset`` or ``learning``.
+            ``places``, ``examples``, ``overlays``, ``cascade``, ``training``, ``reset``,
+            ``learning``, ``costs``, ``shares`` or ``ious``.
         **settings: Passed to ``plot_depth``, ``plot_few_shot``, ``plot_class_recall``, ``plot_targets``,
             ``plot_layers``, ``plot_strengths``, ``plot_places``, ``plot_examples``, ``plot_overlays``,
             ``plot_cascade`` or ``plot_training``.
@@ -182,6 +187,17 @@ def draw_transfer(table: ResultTable) -> dict[str, Figure]:
     if {"rewind", "leave-one-out"} & set(table.provenance["settings"].get("curves", [])):
         figures["rewind"] = plot_rewinds(table)
     return figures
+
+
+def draw_diagnosis(table: ResultTable) -> dict[str, Figure]:
+    """Draw what errors of detection cost, what the best boxes are, and how far boxes overlap.
+
+    Returns:
+        Name → figure; names serve as file names.
+    """
+    if not table.frame["value"].notna().any():
+        return {}
+    return {"costs": plot_costs(table), "shares": plot_shares(table), "ious": plot_ious(table)}
 
 
 def draw_attribution(table: ResultTable) -> dict[str, Figure]:

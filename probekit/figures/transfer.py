@@ -69,10 +69,11 @@ def plot_reset_curves(table: ResultTable) -> Figure:
         panels[0].set_ylabel(facts.axis)
         if handles:
             style.add_legend(figure, list(handles.values()), list(handles))
-        trials = int(states.groupby(["model", "state"])["trial_seed"].nunique().max())
+        count = int(states.groupby(["model", "state"]).size().max())
+        unit = "fold" if states["fold"].notna().any() else "trial"
         notes = [
-            f"{trials} trial{'s' if trials > 1 else ''} a state",
-            "Bands: 95 % t-interval over trials" if trials > 1 else "",
+            f"{count} {unit}{'s' if count > 1 else ''} a state",
+            f"Bands: 95 % t-interval over {unit}s" if count > 1 else "",
             f"Groups: {', '.join(_names(states[states['model'] == models[0]]))}",
             "Dotted: the whole backbone, and scratch below or above it",
             "Grey dashes: an answer that looks at no image",
@@ -191,6 +192,8 @@ def _losses(table: ResultTable) -> pd.DataFrame:
 def read_states(table: ResultTable) -> pd.DataFrame:
     """Return the task's metric of every model, state and trial, with what is kept in columns of its own.
 
+    Of a cross-validation, of every model, state and fold: means over the fold's trials.
+
     Raises:
         InputError: If there is none.
     """
@@ -203,7 +206,11 @@ def read_states(table: ResultTable) -> pd.DataFrame:
     own["kept"] = [tuple(one["kept"]) for one in params]
     own["mode"] = [one["mode"] for one in params]
     own["replaced"] = [tuple(one["replaced"]) for one in params]
-    own["state"] = [_state(*both) for both in zip(own["kept"], own["mode"], strict=True)]
+    own["state"] = [state_words(*both) for both in zip(own["kept"], own["mode"], strict=True)]
+    own["fold"] = [one.get("fold") for one in params]
+    if own["fold"].notna().any():
+        folds = own.groupby(["model", "state", "fold"], sort=False)
+        own = folds.first().assign(value=folds["value"].mean()).reset_index()
     return own
 
 
@@ -212,7 +219,13 @@ def _width(panels: int) -> float:
     return max(6.4, 0.7 + 0.9 * style.PANEL_WIDTH * panels)
 
 
-def _state(kept: Sequence[str], mode: str) -> str:
+def state_words(kept: Sequence[str], mode: str) -> str:
+    """Say what a backbone was before it was trained.
+
+    Examples:
+        >>> state_words(["low"], "random"), state_words([], "random"), state_words(["low", "mid"], "")
+        ('low kept, random', 'scratch', 'whole')
+    """
     if not mode:
         return "whole"
     if not kept:

@@ -173,12 +173,14 @@ class Trained:
     Attributes:
         val: First metric on the images held out.
         test: Metrics on test.
+        answers: To the test images, in their order, where the task keeps them; else None.
         facts: ``wall_s``, ``loss``, and what else is told.
         learner: The network itself; None where it was read back.
     """
 
     val: float
     test: Mapping[str, Score]
+    answers: Values | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     learner: Headed | None = None
 
@@ -212,6 +214,10 @@ def finetune(
             with replacing(weights_file(folder, step)) as temporary:
                 torch.save(learner.state_dict(), temporary)
 
+    def val() -> float:
+        answers = answers_to(learner, given, data, "val", one.batch_size)
+        return data.task.score(answers, data.val.truth)[first].value
+
     first = data.task.metrics[0]
     steps = one.optimisation.steps
     journal = Journal[tuple[Tensor, Tensor]](
@@ -219,7 +225,7 @@ def finetune(
         keep=keep,
         kept=keep_weights,
         watch=[round(share * steps) for share in WATCHED],
-        monitor=lambda: {f"val_{first}": evaluate(learner, given, data, "val", one.batch_size)[first].value},
+        monitor=lambda: {f"val_{first}": val()},
         seed=one.seed,
         unit=one.batch_size,
         label=f"{backbone.name}, {data.task.name}, seed {one.seed}",
@@ -227,8 +233,9 @@ def finetune(
     train(learner, batches, one.optimisation, journal, precision=one.precision)
     reading = read_for(backbone, data.task)
     facts = {"wall_s": time.monotonic() - began, "n_train": len(data.train), "readout": reading.readout}
-    val, test = (evaluate(learner, given, data, split, one.batch_size) for split in ("val", "test"))
-    return Trained(val[first].value, test, facts, learner)
+    said = answers_to(learner, given, data, "test", one.batch_size)
+    kept = said if data.task.keeps else None
+    return Trained(val(), data.task.score(said, data.test.truth), kept, facts, learner)
 
 
 def weights_file(folder: Path, step: int) -> Path:
@@ -249,14 +256,13 @@ def build(backbone: Backbone, data: Data, one: Finetuning) -> tuple[Headed, Give
     return learner.to(backbone.device), given
 
 
-def evaluate(learner: Headed, given: Given, data: Data, split: str, batch_size: int) -> Mapping[str, Score]:
-    """Return the metrics of a network on ``val`` or ``test``."""
-    part: Part = getattr(data, split)
-    parts = np.array_split(np.arange(len(part)), -(-len(part) // batch_size))
+def answers_to(learner: Headed, given: Given, data: Data, split: str, batch_size: int) -> Values:
+    """Return what a network says of the images of a split, in their order."""
+    count = len(getattr(data, split))
+    parts = np.array_split(np.arange(count), -(-count // batch_size))
     learner.eval()
     with torch.inference_mode():
-        answers = [data.task.answer(learner.outputs(given(split, rows))) for rows in parts]
-    return data.task.score(np.concatenate(answers), part.truth)
+        return np.concatenate([data.task.answer(learner.outputs(given(split, rows))) for rows in parts])
 
 
 def check_modes(backbone: Backbone, data: Data) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from probekit.backbones.architectures import classifier_paths
 from probekit.backbones.backbone import Backbone
@@ -18,7 +20,6 @@ from probekit.backbones.reset import random_control
 from probekit.backbones.spec import ModelSpec
 from probekit.compute import choose_device
 from probekit.data.images import ImageSet
-from probekit.data.transforms import Preprocessing
 from probekit.errors import CheckpointError, InputError, TrainingDiverged
 from probekit.files import digest_json, read_json, write_json
 from probekit.finetuning.cell import Data, Finetuning, Trained, check_modes, finetune
@@ -34,6 +35,7 @@ from probekit.finetuning.curves import (
     list_points,
     put_in_state,
 )
+from probekit.finetuning.means import Values
 from probekit.finetuning.network import Tuned, read_for
 from probekit.finetuning.rewind import kept_steps, load_kept, rewind
 from probekit.functional.intervals import bootstrap_means
@@ -49,7 +51,9 @@ log = logging.getLogger(__name__)
 # Changes whenever a stored training would no longer be what the code computes.
 CELL_FORMAT = 2
 DRAWS = 2000
-RESULT, KEPT_WEIGHTS = "result.json", "weights-*.pt"
+RESULT, ANSWERS, KEPT_WEIGHTS = "result.json", "answers.npz", "weights-*.pt"
+# The same as the first of the answers that some tasks keep: other tasks' trainings stay as they are.
+ANSWERS_FORMAT = 1
 
 
 # Marks a training that failed, but not by its learning rate: the next call tries it again.
@@ -78,6 +82,7 @@ class Grid:
         absent: Mode → why there are no such states of this model.
         settings: Of the call.
         folder: The store.
+        fold: Which fold of a cross-validation the data is; None where it is none.
         finished: Key → what the training came to, on another machine.
         found: Cell → what its training came to.
         chosen: Point → learning rate.
@@ -92,6 +97,7 @@ class Grid:
     absent: Mapping[str, str]
     settings: Mapping[str, Any]
     folder: Path
+    fold: int | None = None
     finished: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     found: dict[Cell, Mapping[str, Any]] = field(default_factory=dict)
     chosen: dict[Point, float] = field(default_factory=dict)
@@ -106,8 +112,9 @@ class Grid:
         settings: Mapping[str, Any],
         folder: Path,
         device: str | None,
-        opened: dict[Preprocessing, Data],
+        opened: dict[Any, Data],
         finished: Mapping[str, Mapping[str, Any]],
+        fold: int | None = None,
     ) -> Grid:
         """Open backbones and data, and refuse what cannot be trained.
 
@@ -118,9 +125,10 @@ class Grid:
             settings: Of the call.
             folder: The store.
             device: Where it runs.
-            opened: Data by preprocessing; what is missing is added, so that backbones that see the same
-                pixels share them.
+            opened: Data by preprocessing and fold; what is missing is added, so that backbones that see the
+                same pixels share them.
             finished: What other machines trained.
+            fold: Which fold of a cross-validation the images are divided for.
 
         Raises:
             InputError: If a backbone cannot be read for the task, those of an arm differ in more than their
@@ -142,11 +150,13 @@ class Grid:
             for one in list_points(groups, settings["curves"], settings["modes"])
             if one.mode not in absent
         ]
-        seen = first.preprocessing
+        seen = first.preprocessing, fold
         if seen not in opened:
-            opened[seen] = Data.open(images, task, seen, settings["fraction"])
+            opened[seen] = Data.open(images, task, first.preprocessing, settings["fraction"])
         data = opened[seen]
-        grid = cls(name or first.name, backbones, data, groups, points, absent, settings, folder, finished)
+        grid = cls(
+            name or first.name, backbones, data, groups, points, absent, settings, folder, fold, finished
+        )
         for rate in settings["lr"]:
             grid.finetuning(Cell(points[0], 0, rate))
         if settings["tuned"] and settings["batch_norm"] == "train":
@@ -204,6 +214,7 @@ class Grid:
         parts = [
             CELL_FORMAT, __version__, "" if drawn else backbone.weights, backbone.arch, self.data.facts(),
             self.finetuning(cell).facts(), state, self.kept_steps(cell.point),
+            *([ANSWERS_FORMAT] if self.data.task.keeps else []),
         ]  # fmt: skip
         return digest_json(parts)[:32]
 
@@ -224,9 +235,27 @@ class Grid:
         """Return the training that counts for a state and trial."""
         return Cell(point, trial, self.chosen[point])
 
+    @property
     def whole(self) -> Point:
-        """Return the state in which nothing is replaced."""
+        """The state in which nothing is replaced."""
         return self.points[0]
+
+    @property
+    def baseline(self) -> Mapping[str, float]:
+        """The task's metrics of an answer that looks at no image."""
+        return self.data.task.baseline(self.data.train.truth, self.data.test.truth)
+
+    def counted(self) -> Iterator[tuple[Cell, Mapping[str, Any]]]:
+        """Yield the trainings that count, and what they came to: every state and trial."""
+        for point in self.points:
+            for trial in self.trials:
+                cell = self.chosen_cell(point, trial)
+                yield cell, self.found[cell]
+
+    def values(self, point: Point, metric: str) -> Values:
+        """Return (T,) a metric on test of all trials of a state; NaN where the training failed."""
+        trials = [self.found[self.chosen_cell(point, trial)] for trial in self.trials]
+        return np.array([one["test"][metric] if "test" in one else np.nan for one in trials], np.float64)
 
     def _is_replaced_whole(self, backbone: Backbone) -> bool:
         """Whether the groups hold every weight but the classifier's, and the words tell the architecture."""
@@ -242,13 +271,15 @@ class Grid:
         keys = {cell: self.key(cell) for cell in cells}
         store = self.folder / "finetuning"
         for cell, key in keys.items():
-            if key in self.finished and not (store / key).exists() and not self.kept_steps(cell.point):
+            # A table has no weights and no answers.
+            needs_more = self.data.task.keeps or self.kept_steps(cell.point)
+            if key in self.finished and not (store / key).exists() and not needs_more:
                 _write(self.finished[key], store / key)
         done = run_cells(
             {keys[cell]: partial(self._train_one, cell) for cell in cells},
             folder=store,
             save=_save,
-            load=lambda place: read_json(place / RESULT),
+            load=_load,
             jobs=jobs,
             label=f"{self.name}, {self.data.task.name}",
         )
@@ -263,7 +294,9 @@ class Grid:
             state = self._state(cell)
             trained = finetune(state, self.data, one, unfinished, self.kept_steps(cell.point))
             told = _told(trained, self.data, one.seed)
-            ends = (self.whole(), Point((), SCRATCH))
+            if trained.answers is not None:
+                told |= {"answers": trained.answers, "ids": self.data.images.ids[self.data.test.rows]}
+            ends = (self.whole, Point((), SCRATCH))
             if cell.point in ends and isinstance(trained.learner, Tuned):
                 told["changes"] = measure_changes(state, trained.learner.module, self.groups, self.data)
         except TrainingDiverged as error:
@@ -294,7 +327,7 @@ class Grid:
 
     def _rewind(self, jobs: int) -> None:
         """Score every trial of the whole backbone with blocks put back."""
-        cells = {trial: self.chosen_cell(self.whole(), trial) for trial in self.trials}
+        cells = {trial: self.chosen_cell(self.whole, trial) for trial in self.trials}
         names = [[group.name, list(group.members)] for group in self.groups]
         keys = {
             trial: digest_json([self.key(cell), names])[:32]
@@ -377,13 +410,24 @@ def _told(trained: Trained, data: Data, seed: int) -> dict[str, Any]:
 
 
 def _save(result: Mapping[str, Any], place: Path) -> None:
-    """Give a finished training its name: result, curve and kept weights stay, its snapshot does not."""
+    """Give a finished training its name: result, curve, answers and kept weights stay."""
     if result.get(FAILED):
         return
     unfinished = Path(result["folder"])
-    told = {key: value for key, value in result.items() if key != "folder"}
+    told = {key: value for key, value in result.items() if key not in ("folder", "answers", "ids")}
     for path in unfinished.iterdir():
         if not path.match(KEPT_WEIGHTS):
             path.unlink()
+    if "answers" in result:
+        np.savez_compressed(unfinished / ANSWERS, answers=result["answers"], ids=result["ids"])
     write_json(unfinished / RESULT, told)
     unfinished.rename(place)
+
+
+def _load(place: Path) -> dict[str, Any]:
+    """Read a finished training back."""
+    found: dict[str, Any] = read_json(place / RESULT)
+    if (place / ANSWERS).exists():
+        with np.load(place / ANSWERS) as kept:
+            found |= {"answers": kept["answers"], "ids": kept["ids"]}
+    return found

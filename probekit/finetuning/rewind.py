@@ -11,7 +11,7 @@ import torch
 from probekit.backbones.backbone import Backbone
 from probekit.backbones.batch_norm import is_folded, recalibrate_batch_norm, tracking_layers
 from probekit.backbones.reset import random_control, reset
-from probekit.finetuning.cell import Data, Finetuning, build, evaluate, weights_file
+from probekit.finetuning.cell import Data, Finetuning, answers_to, build, weights_file
 from probekit.finetuning.curves import Group, training_batches
 from probekit.finetuning.network import Headed, Tuned
 
@@ -56,7 +56,8 @@ def rewind(
 
     def score(body: Backbone) -> float:
         learner = Tuned(body, data.task, trained.head, trained.reading, "frozen").to(backbone.device)
-        return float(evaluate(learner, given, data, "test", one.batch_size)[first].value)
+        answers = answers_to(learner, given, data, "test", one.batch_size)
+        return float(data.task.score(answers, data.test.truth)[first].value)
 
     rows = [{"group": "", "to": "", "batch_norm": "as it is", "value": score(whole)}]
     sources = {

@@ -13,8 +13,9 @@ from probekit.files import safe_name
 from probekit.finetuning.cells import Cell, Grid
 from probekit.finetuning.changes import last_tap
 from probekit.finetuning.curves import SCRATCH, SELFFER, Point
+from probekit.finetuning.means import OVER_FOLDS, OVER_SEEDS, OVER_TRIALS, Values, mean_row, over_trials
 from probekit.finetuning.network import read_for
-from probekit.finetuning.scores import Gains, mean_row, score_rows, steps_to
+from probekit.finetuning.scores import Gains, score_rows, steps_to
 from probekit.taps.facts import list_blocks
 from probekit.taps.layers import level_shares
 
@@ -23,66 +24,85 @@ _SHARED = ("tuned", "batch_norm", "norms", "precision")
 Row = dict[str, Any]
 
 
-def grid_rows(grid: Grid) -> Iterator[Row]:
-    """Yield the metrics of every state and trial, then what they say together."""
-    shared, task = _shared(grid), grid.data.task
-    baseline = task.baseline(grid.data.train.truth, grid.data.test.truth)
-    for point in grid.points:
-        for trial in grid.trials:
-            cell = grid.chosen_cell(point, trial)
-            for metric in task.metrics:
-                yield shared | _metric_row(grid, cell, metric) | {"null": baseline[metric]}
-    for row in _scores(grid):
-        params = _params(grid, row.pop("kept"), row.pop("mode")) | {"of": task.metrics[0]}
-        params |= {"curve": row.pop("curve"), **row.pop("params", {})}
-        yield shared | row | _kind(grid, row) | {"params": params}
-    for row in (*_steps_rows(grid, baseline[task.metrics[0]]), *_change_rows(grid), *_rewind_rows(grid)):
-        yield shared | row | _kind(grid, row)
-    for mode, reason in grid.absent.items():
-        params = _params(grid, (), mode) | {"of": task.metrics[0], "curve": ""}
-        yield shared | {"metric": "gain", "value": None, "status": reason, "params": params}
+def state_rows(grids: Sequence[Grid]) -> Iterator[Row]:
+    """Yield the metrics of every training of a model, then what they say together.
+
+    With several folds that is the mean of the folds' metrics: answers of different trainings are never
+    pooled, because their scores have no common scale.
+
+    Args:
+        grids: Those of one model, finished: a single one, or a fold each.
+    """
+    first = grids[0]
+    task = first.data.task
+    for grid in grids:
+        yield from training_rows(grid)
+    if first.fold is None:
+        yield from gain_rows(
+            first, {point: first.values(point, task.metrics[0]) for point in first.points}, kind_of(first)
+        )
+        yield from (*_steps_rows(first), *_change_rows(first), *_rewind_rows(first))
+    else:
+        yield from _fold_rows(grids)
+    for mode, reason in first.absent.items():
+        told = params(first, (), mode) | {"of": task.metrics[0], "curve": ""}
+        yield shared(first) | {"metric": "gain", "value": None, "status": reason, "params": told}
 
 
-def _kind(grid: Grid, row: Mapping[str, Any]) -> Row:
-    if "ci_low" not in row:
-        return {}
-    return {"ci_kind": "t,pretraining seeds" if grid.is_arm else "t,trials"}
+def kind_of(grid: Grid) -> str:
+    """Return what intervals over the trainings of a state are over."""
+    return OVER_SEEDS if grid.is_arm else OVER_TRIALS
 
 
-def _scores(grid: Grid) -> Iterator[Row]:
-    """Yield gains and shares; beside the high-level share what that level holds of the network."""
-    task, settings = grid.data.task, grid.settings
-    values = {
-        point: np.array([_value(grid, point, trial, task.metrics[0]) for trial in grid.trials])
-        for point in grid.points
+def training_rows(grid: Grid) -> Iterator[Row]:
+    """Yield the metrics of every state and trial."""
+    for cell, _ in grid.counted():
+        for metric in grid.data.task.metrics:
+            yield shared(grid) | _metric_row(grid, cell, metric) | {"null": grid.baseline[metric]}
+
+
+def _fold_rows(grids: Sequence[Grid]) -> Iterator[Row]:
+    """Yield means over folds, and what they say together."""
+    first = grids[0]
+    task = first.data.task
+    found = {
+        (point, metric): over_trials([one.values(point, metric) for one in grids])
+        for point in first.points
+        for metric in task.metrics
     }
+    baselines = [one.baseline for one in grids]
+    for (point, metric), values in found.items():
+        told = {"metric": metric, "params": params(first, point.kept, point.mode)}
+        null = {"null": float(np.mean([one[metric] for one in baselines])), "null_kind": "no image seen"}
+        yield shared(first) | told | null | mean_row(values, OVER_FOLDS)
+    yield from gain_rows(first, {point: found[point, task.metrics[0]] for point in first.points}, OVER_FOLDS)
+
+
+def gain_rows(grid: Grid, values: Mapping[Point, Values], kind: str) -> Iterator[Row]:
+    """Yield gains and shares; beside the high-level share what that level holds of the network.
+
+    Args:
+        grid: Finished.
+        values: State → the first metric of every trial, or of every fold.
+        kind: Of intervals over them.
+    """
+    task, settings = grid.data.task, grid.settings
     names, levels = (tuple(getattr(one, what) for one in grid.groups) for what in ("name", "level"))
     gains = Gains(names, levels, values, 1 if task.higher_is_better else -1)
     modes = [mode for mode in settings["modes"] if mode not in grid.absent]
     held = level_shares(grid.of(0)).get("high", {}) if levels and levels[0] else {}
-    for row in score_rows(gains, settings["curves"], modes):
+    for row in score_rows(gains, settings["curves"], modes, kind):
+        told = params(grid, row.pop("kept"), row.pop("mode")) | {"of": task.metrics[0]}
+        told["curve"] = row.pop("curve")
         if row["metric"] == "high_level_share":
-            row["params"] = {f"level_{kind}": round(share, 4) for kind, share in held.items()}
-        yield row
-
-
-def _value(grid: Grid, point: Point, trial: int, metric: str) -> float:
-    """Return a metric on test; NaN where the training failed."""
-    found = grid.found[grid.chosen_cell(point, trial)]
-    return float(found["test"][metric]) if "test" in found else float("nan")
+            told |= {f"level_{what}": round(share, 4) for what, share in held.items()}
+        yield shared(grid) | row | {"params": told}
 
 
 def _metric_row(grid: Grid, cell: Cell, metric: str) -> Row:
     found = grid.found[cell]
-    params = _params(grid, cell.point.kept, cell.point.mode) | {
-        "lr": cell.lr,
-        "lr_at_edge": len(grid.rates) > 1 and cell.lr in (grid.rates[0], grid.rates[-1]),
-    }
-    row: Row = {"metric": metric, "trial_seed": grid.settings["seed"] + cell.trial, "params": params}
+    row: Row = {"metric": metric, **training_facts(grid, cell)}
     row |= {"null_kind": "no image seen", "n": len(grid.data.test)}
-    row["weights"] = grid.of(cell.trial).weights
-    if grid.is_arm:
-        row["pretrain_seed"] = cell.trial
     if "status" in found:
         return row | {"value": None, "status": found["status"]}
     row["value"] = found["test"][metric]
@@ -92,10 +112,23 @@ def _metric_row(grid: Grid, cell: Cell, metric: str) -> Row:
     return row
 
 
-def _steps_rows(grid: Grid, null: float) -> Iterator[Row]:
+def training_facts(grid: Grid, cell: Cell) -> Row:
+    """Return what tells the rows of one training from those of others."""
+    told = params(grid, cell.point.kept, cell.point.mode) | {
+        "lr": cell.lr,
+        "lr_at_edge": len(grid.rates) > 1 and cell.lr in (grid.rates[0], grid.rates[-1]),
+        **({} if grid.fold is None else {"fold": grid.fold}),
+    }
+    row: Row = {"trial_seed": grid.settings["seed"] + cell.trial, "params": told}
+    row["weights"] = grid.of(cell.trial).weights
+    return row | ({"pretrain_seed": cell.trial} if grid.is_arm else {})
+
+
+def _steps_rows(grid: Grid) -> Iterator[Row]:
     """Yield the steps after which each state has come 90 % of the whole backbone's way from the null."""
     metric = grid.data.task.metrics[0]
-    ends = [_curve(grid, grid.whole(), trial)[1] for trial in grid.trials]
+    null = grid.baseline[metric]
+    ends = [_curve(grid, grid.whole, trial)[1] for trial in grid.trials]
     last = [values[-1] for values in ends if len(values)]
     if not last:
         return
@@ -103,12 +136,13 @@ def _steps_rows(grid: Grid, null: float) -> Iterator[Row]:
     for point in grid.points:
         found = [steps_to(*_curve(grid, point, trial), aim, aim >= null) for trial in grid.trials]
         reached = np.array([one for one in found if one is not None])
-        row = {"metric": "steps_to_90", "params": _params(grid, point.kept, point.mode) | {"of": metric}}
+        row: Row = shared(grid) | {"metric": "steps_to_90"}
+        row["params"] = params(grid, point.kept, point.mode) | {"of": metric}
         if len(reached) < len(found):
             missed = len(found) - len(reached)
             yield row | {"value": None, "status": f"not reached in {missed} of {len(found)} trainings"}
         else:
-            yield row | mean_row(reached)
+            yield row | mean_row(reached, kind_of(grid))
 
 
 def _curve(grid: Grid, point: Point, trial: int) -> tuple[list[int], list[float]]:
@@ -120,16 +154,16 @@ def _curve(grid: Grid, point: Point, trial: int) -> tuple[list[int], list[float]
 
 def _change_rows(grid: Grid) -> Iterator[Row]:
     """Yield how far weights moved and how alike outputs stayed, by group, of the whole and of scratch."""
-    for point in (grid.whole(), Point((), SCRATCH)):
-        told = [grid.found[grid.chosen_cell(point, trial)].get("changes") for trial in grid.trials]
-        known = [one for one in told if one]
+    for point in (grid.whole, Point((), SCRATCH)):
+        changes = [grid.found[grid.chosen_cell(point, trial)].get("changes") for trial in grid.trials]
+        known = [one for one in changes if one]
         for group in grid.groups if known else ():
             for metric in ("distance_moved", "cka_kept"):
                 values = [one[group.name][metric] for one in known if one[group.name][metric] is not None]
-                params = _params(grid, point.kept, point.mode) | {"group": group.name}
-                row = {"metric": metric, "params": params} | _place(grid, group.name)
-                constant = {"value": None, "status": "undefined: weights of length 0, or a constant output"}
-                yield row | (mean_row(np.array(values)) if values else constant)
+                told = params(grid, point.kept, point.mode) | {"group": group.name}
+                why = "undefined: weights of length 0, or a constant output"
+                row = {"metric": metric, "params": told} | mean_row(np.array(values), kind_of(grid), why)
+                yield shared(grid) | _place(grid, group.name) | row
 
 
 def _rewind_rows(grid: Grid) -> Iterator[Row]:
@@ -142,10 +176,11 @@ def _rewind_rows(grid: Grid) -> Iterator[Row]:
             drop = (whole["value"] - one["value"]) * (1 if task.higher_is_better else -1)
             lost.setdefault((one["group"], one["to"], one["batch_norm"]), []).append(drop)
     for (group, to, batch_norm), drops in lost.items():
-        params = _params(grid, grid.whole().kept, "") | {
+        told = params(grid, grid.whole.kept, "") | {
             "group": group, "to": to, "rewound_batch_norm": batch_norm, "of": task.metrics[0],
         }  # fmt: skip
-        yield {"metric": "rewind_drop", "params": params} | _place(grid, group) | mean_row(np.array(drops))
+        row = {"metric": "rewind_drop", "params": told} | mean_row(np.array(drops), kind_of(grid))
+        yield shared(grid) | _place(grid, group) | row
 
 
 def _place(grid: Grid, name: str) -> Row:
@@ -163,7 +198,8 @@ def _place(grid: Grid, name: str) -> Row:
     }
 
 
-def _params(grid: Grid, kept: Sequence[str], mode: str) -> Row:
+def params(grid: Grid, kept: Sequence[str], mode: str) -> Row:
+    """Return what the rows of a state say of how it was trained."""
     s = grid.settings
     every = [group.name for group in grid.groups]
     return {
@@ -177,10 +213,12 @@ def _params(grid: Grid, kept: Sequence[str], mode: str) -> Row:
         "batch_size": s["batch_size"],
         "n_train": len(grid.data.train),
         **{name: s[name] for name in _SHARED},
+        **({"folds": s["folds"]} if s["folds"] else {}),
     }
 
 
-def _shared(grid: Grid) -> Row:
+def shared(grid: Grid) -> Row:
+    """Return what all rows of a model say."""
     backbone = grid.of(0)
     reading, block = read_for(backbone, grid.data.task), list_blocks(backbone)[-1]
     return {
@@ -212,21 +250,32 @@ def grid_facts(grid: Grid) -> Row:
 
 def grid_attachments(grid: Grid) -> dict[str, pd.DataFrame]:
     """Return the curve of every training that counts, and all trainings as another machine takes them."""
-    found = {}
-    for point in grid.points:
-        for trial in grid.trials:
-            curve = grid.found[grid.chosen_cell(point, trial)].get("curve")
-            if curve:
-                state = "-".join(point.kept) or "nothing"
-                name = f"{state}_{point.mode or 'whole'}_{trial}"
-                found[f"curves/{safe_name(grid.name)}/{safe_name(name)}.parquet"] = pd.DataFrame(curve)
+    found = {
+        frame_place(grid, "curves", cell): pd.DataFrame(one["curve"])
+        for cell, one in grid.counted()
+        if one.get("curve")
+    }
     rows = [
         {
             "key": grid.key(cell), "kept": " ".join(cell.point.kept), "mode": cell.point.mode,
-            "trial": cell.trial, "lr": cell.lr, "result": json.dumps(told, sort_keys=True),
+            "trial": cell.trial, "lr": cell.lr, "result": json.dumps(_plain(told), sort_keys=True),
         }
         for cell, told in grid.found.items()
         if "test" in told and cell.point.mode != SELFFER
     ]  # fmt: skip
-    found[f"cells/{safe_name(grid.name)}.parquet"] = pd.DataFrame(rows)
+    fold = "" if grid.fold is None else f"-fold{grid.fold}"
+    found[f"cells/{safe_name(grid.name)}{fold}.parquet"] = pd.DataFrame(rows)
     return found
+
+
+def _plain(told: Mapping[str, Any]) -> Row:
+    """Return a result without what a line of text cannot hold, or another machine does not need."""
+    return {key: value for key, value in told.items() if key not in ("answers", "ids", "folder")}
+
+
+def frame_place(grid: Grid, kind: str, cell: Cell) -> str:
+    """Return where a frame of one training hangs on the table."""
+    state = "-".join(cell.point.kept) or "nothing"
+    number = cell.trial if grid.fold is None else f"{cell.trial}-fold{grid.fold}"
+    name = f"{state}_{cell.point.mode or 'whole'}_{number}"
+    return f"{kind}/{safe_name(grid.name)}/{safe_name(name)}.parquet"

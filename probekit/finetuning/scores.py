@@ -7,19 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from probekit.finetuning.curves import SCRATCH, SELFFER, STATES, Point, curve_of
+from probekit.finetuning.means import OVER_TRIALS, Values, mean_row
 from probekit.functional.intervals import ratio_interval, t_interval
 
-Values = NDArray[np.float64]
 # Share of the full gain that counts as nearly all of it.
 NEARLY = 0.9
 
 
 @dataclass(frozen=True)
 class Gains:
-    """The first metric of one model at every point, a trial a value.
+    """The first metric of one model at every point, a trial or a fold a value.
 
     Attributes:
         names: Groups in executed order.
@@ -57,7 +56,9 @@ class Gains:
         return "" if full.mean() > 0 else f"the backbone is worse than scratch: {full.mean():.3g}"
 
 
-def score_rows(gains: Gains, curves: Sequence[str], modes: Sequence[str]) -> Iterator[dict[str, Any]]:
+def score_rows(
+    gains: Gains, curves: Sequence[str], modes: Sequence[str], kind: str = OVER_TRIALS
+) -> Iterator[dict[str, Any]]:
     """Yield gains, recovered fractions, the high-level share, the depth of 90 %, the reuse share.
 
     gain(n) = M(n) − M(scratch); recovered(n) = gain(n) / gain(full), mean gain over mean gain; high-level
@@ -65,12 +66,12 @@ def score_rows(gains: Gains, curves: Sequence[str], modes: Sequence[str]) -> Ite
     gain; d90 = least n on the prefix curve with recovered(n) ≥ 0.9; reuse share = (M(full) − M(nothing kept,
     matched statistics)) / (M(full) − M(scratch)); co-adaptation(n) = M(scratch) − M(selffer n), where the
     first n groups of what was trained from scratch stay as they are, and the others are drawn and trained
-    again: groups that only work with the rest they were trained with lose. Source: after Matsoukas et al.,
-    What Makes Transfer Learning Work for Medical Images (CVPR 2022), section 3; Yosinski et al., How
-    Transferable Are Features in Deep Neural Networks (NeurIPS 2014), section 2.
+    again: groups that only work with the rest they were trained with lose. ``kind`` is that of the intervals.
+    Source: after Matsoukas et al., What Makes Transfer Learning Work for Medical Images (CVPR 2022), section
+    3; Yosinski et al., How Transferable Are Features in Deep Neural Networks (NeurIPS 2014), section 2.
     """
     why = gains.why_no_share()
-    yield {"metric": "gain"} | mean_row(gains.full) | _at(gains.names, "", "")
+    yield {"metric": "gain"} | mean_row(gains.full, kind) | _at(gains.names, "", "")
     states = [curve for curve in curves if curve in STATES]
     for mode in modes if states else ():
         for curve in states:
@@ -78,28 +79,27 @@ def score_rows(gains: Gains, curves: Sequence[str], modes: Sequence[str]) -> Ite
                 if kept == gains.names or Point(kept, mode) not in gains.values:
                     continue
                 found = gains.gain(kept, mode)
-                yield {"metric": "gain"} | mean_row(found) | _at(kept, mode, curve)
-                yield (
-                    {"metric": "recovered_fraction"} | _share(found, gains.full, why) | _at(kept, mode, curve)
-                )
-        yield from _high_level_share(gains, mode, why)
+                share = _share(found, gains.full, why, kind)
+                yield {"metric": "gain"} | mean_row(found, kind) | _at(kept, mode, curve)
+                yield {"metric": "recovered_fraction"} | share | _at(kept, mode, curve)
+        yield from _high_level_share(gains, mode, why, kind)
         if "prefix" in curves:
             yield _depth_90(gains, mode, why)
     if Point((), "stats") in gains.values:
         lost = gains.full - gains.gain((), "stats")
-        yield {"metric": "reuse_share"} | _share(lost, gains.full, why) | _at((), "stats", "")
+        yield {"metric": "reuse_share"} | _share(lost, gains.full, why, kind) | _at((), "stats", "")
     for point in gains.values:
         if point.mode == SELFFER:
             lost = -gains.gain(point.kept, SELFFER)
-            yield {"metric": "co_adaptation"} | mean_row(lost) | _at(point.kept, SELFFER, SELFFER)
+            yield {"metric": "co_adaptation"} | mean_row(lost, kind) | _at(point.kept, SELFFER, SELFFER)
 
 
-def _high_level_share(gains: Gains, mode: str, why: str) -> Iterator[dict[str, Any]]:
+def _high_level_share(gains: Gains, mode: str, why: str, kind: str) -> Iterator[dict[str, Any]]:
     kept = tuple(name for name, level in zip(gains.names, gains.levels, strict=True) if level != "high")
     if kept in ((), gains.names) or Point(kept, mode) not in gains.values:
         return
     lost = gains.full - gains.gain(kept, mode)
-    yield {"metric": "high_level_share"} | _share(lost, gains.full, why) | _at(kept, mode, "")
+    yield {"metric": "high_level_share"} | _share(lost, gains.full, why, kind) | _at(kept, mode, "")
 
 
 def steps_to(steps: Sequence[int], values: Sequence[float], aim: float, rising: bool) -> float | None:
@@ -141,7 +141,7 @@ def _depth_90(gains: Gains, mode: str, why: str) -> dict[str, Any]:
     raise AssertionError("the whole backbone recovers all of its own gain")
 
 
-def _share(part: Values, full: Values, why: str) -> dict[str, Any]:
+def _share(part: Values, full: Values, why: str, kind: str) -> dict[str, Any]:
     """Return a ratio of means with its interval by Fieller's theorem, trials paired; or why there is none."""
     if why:
         return {"value": None, "status": why}
@@ -150,19 +150,7 @@ def _share(part: Values, full: Values, why: str) -> dict[str, Any]:
     row: dict[str, Any] = {"value": float(x.mean() / y.mean()), "n": len(x)}
     low, high = ratio_interval(x, y)
     if np.isfinite(low):
-        row |= {"ci_low": low, "ci_high": high}
-    return row
-
-
-def mean_row(values: Values) -> dict[str, Any]:
-    """Return mean and t-interval over trials, those that failed left out."""
-    known = values[np.isfinite(values)]
-    if not len(known):
-        return {"value": None, "status": "no training was finished"}
-    row: dict[str, Any] = {"value": float(known.mean()), "n": len(known)}
-    if len(known) > 1:
-        low, high = t_interval(known)
-        row |= {"ci_low": low, "ci_high": high}
+        row |= {"ci_low": low, "ci_high": high, "ci_kind": kind}
     return row
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,12 +15,14 @@ from probekit.data.readers import open_images
 from probekit.errors import InputError
 from probekit.features.comparison import data_facts, each, list_entries, reference, stored_settings
 from probekit.files import cache_folder, digest_json
+from probekit.finetuning.folds import fold_images
 from probekit.results.schema import rows_to_frame
 from probekit.results.table import ResultTable
 from probekit.version import __version__
 
 if TYPE_CHECKING:
     from probekit.backbones.backbone import Backbone
+    from probekit.finetuning.cells import Grid
 
 RATES = (3e-4, 1e-3, 3e-3)
 Models: TypeAlias = "str | ModelSpec | Backbone | Sequence[str | ModelSpec | Backbone]"
@@ -36,6 +38,7 @@ def transfer(
     tuned: bool = True,
     batch_norm: str = "train",
     trials: int = 3,
+    folds: int = 0,
     steps: int = 500,
     batch_size: int = 64,
     lr: Sequence[float] = RATES,
@@ -69,6 +72,7 @@ def transfer(
             keeps those it has.
         trials: Trainings of every state, which differ in the draw of scratch, the head and the order of the
             images.
+        folds: Parts of a cross-validation, for small data sets: see ``reset_curves``.
         steps: Optimiser steps of a training.
         batch_size: Images a step.
         lr: Learning rates to choose from, on val, in the first trial of every state.
@@ -108,6 +112,7 @@ def reset_curves(
     tuned: bool = True,
     batch_norm: str = "train",
     trials: int = 3,
+    folds: int = 0,
     steps: int = 500,
     batch_size: int = 64,
     lr: Sequence[float] = RATES,
@@ -151,6 +156,11 @@ def reset_curves(
             keeps those it has.
         trials: Trainings of every state, which differ in the draw of what is replaced, the head and the order
             of the images.
+        folds: Parts of a cross-validation, for small data sets: all images are divided anew, those of the
+            test split too, each part is tested by trainings on the others, with a learning rate of its own.
+            Rows are then of folds and trials, followed by the mean of the folds' metrics with its t-interval
+            over folds, which is rather too narrow: folds share most of their training images. 0 keeps the
+            splits; ``split=`` in the words of the data leaves images out of all folds.
         steps: Optimiser steps of a training.
         batch_size: Images a step.
         lr: Learning rates to choose from, on val, in the first trial of every state.
@@ -181,6 +191,103 @@ def reset_curves(
     return _run("reset", stored_settings(locals()), models, arms, data, store, device, jobs)
 
 
+def open_trainings(
+    models: Models,
+    arms: Mapping[str, Models] | None,
+    images: ImageSet,
+    settings: Mapping[str, Any],
+    store: str | Path | None,
+    device: str | None,
+    finished: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[list[Grid]]:
+    """Return the trainings of every model and arm, one grid a fold, and refuse what cannot be trained.
+
+    Args:
+        models: As callers of ``transfer`` give them.
+        arms: As of ``transfer``.
+        images: The data set.
+        settings: As those of ``reset_curves``.
+        store: As of ``transfer``.
+        device: As of ``transfer``.
+        finished: Key → what a training came to on another machine.
+
+    Raises:
+        InputError: If models, data, task or a setting cannot be used.
+    """
+    from probekit.finetuning.cells import Grid
+
+    members = _members(models, arms or {})
+    folder = Path(store) if store is not None else cache_folder()
+    _check(settings, arms or {})
+    divided = fold_images(images, settings["folds"], settings["seed"])
+    numbers = range(len(divided)) if settings["folds"] else [None]
+    opened: dict[Any, Any] = {}
+    return [
+        [
+            Grid.open(name, own, one, settings, folder, device, opened, finished or {}, fold)
+            for fold, one in zip(numbers, divided, strict=True)
+        ]
+        for name, own in members
+    ]
+
+
+def joined(
+    verb: str,
+    settings: Mapping[str, Any],
+    rows: Iterable[Mapping[str, Any]],
+    images: ImageSet,
+    *,
+    given: Mapping[str, Any],
+    known: Mapping[str, Mapping[str, Any]],
+    attachments: Mapping[str, Any],
+    warnings: Sequence[str] = (),
+    began: float,
+) -> ResultTable:
+    """Return the table of a verb, with what made it.
+
+    Args:
+        verb: As in the column ``analysis``.
+        settings: Of the call.
+        rows: Of the table.
+        images: The data set.
+        given: ``models`` and ``data``, as the caller wrote them.
+        known: Model → facts.
+        attachments: Of the table.
+        warnings: What a reader should know.
+        began: When the call began, of ``time.monotonic``.
+    """
+    made_by = {
+        "probekit": __version__,
+        "settings": {**settings, **given},
+        "models": known,
+        "versions": software_versions(),
+    }
+    run_id = digest_json(made_by)[:12]
+    provenance = {
+        "format": 1,
+        "analysis": verb,
+        "run_id": run_id,
+        "seed": settings["seed"],
+        **made_by,
+        "data": {images.name: data_facts(images)},
+        "level_shares": {name: one.get("level_shares", {}) for name, one in known.items()},
+        "warnings": list(warnings),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "wall_s": round(time.monotonic() - began, 2),
+    }
+    frame = rows_to_frame(rows).assign(analysis=verb, run_id=run_id)
+    return ResultTable(frame, provenance, dict(attachments))
+
+
+def fold_warnings(images: ImageSet, folds: int) -> list[str]:
+    """Return what a reader should know of folds."""
+    if not folds:
+        return []
+    tested = len(images.indices("test"))
+    also = f", the {tested} of its test split too: nothing is held out beside them" if tested else ""
+    return [f"{folds} folds over all {len(images)} images of {images.name}{also}."]
+
+
 def _run(
     verb: str,
     settings: dict[str, Any],
@@ -191,42 +298,36 @@ def _run(
     device: str | None,
     jobs: int,
 ) -> ResultTable:
-    from probekit.finetuning.cells import Grid
-    from probekit.finetuning.rows import grid_attachments, grid_facts, grid_rows
+    from probekit.finetuning.rows import grid_attachments, grid_facts, state_rows
 
     began = time.monotonic()
     images = open_images(data) if isinstance(data, str) else data
-    members = _members(models, arms or {})
-    folder = Path(store) if store is not None else cache_folder()
-    _check(settings)
     known = _finished(settings.pop("finished"))
-    opened: dict[Any, Any] = {}
-    grids = [Grid.open(name, own, images, settings, folder, device, opened, known) for name, own in members]
-    for grid in grids:
+    grids_of = open_trainings(models, arms, images, settings, store, device, known)
+    for grid in (grid for grids in grids_of for grid in grids):
         grid.run(jobs)
-    frame = rows_to_frame([row for grid in grids for row in grid_rows(grid)])
-    told = {
-        **settings,
+    return joined(
+        verb,
+        settings,
+        [row for grids in grids_of for row in state_rows(grids)],
+        images,
+        given=given_words(models, arms, data),
+        known={grids[0].name: grid_facts(grids[0]) for grids in grids_of},
+        attachments={
+            key: one for grids in grids_of for grid in grids for key, one in grid_attachments(grid).items()
+        },
+        warnings=fold_warnings(images, settings["folds"]),
+        began=began,
+    )
+
+
+def given_words(models: Models, arms: Mapping[str, Models] | None, data: str | ImageSet) -> dict[str, Any]:
+    """Return models, arms and data as the caller wrote them."""
+    return {
         "models": [reference(one) for one in each(models)],
-        "data": reference(data),
         "arms": {name: [reference(one) for one in each(own)] for name, own in (arms or {}).items()},
+        "data": reference(data),
     }
-    facts = {grid.name: grid_facts(grid) for grid in grids}
-    made_by = {"probekit": __version__, "settings": told, "models": facts, "versions": software_versions()}
-    run_id = digest_json(made_by)[:12]
-    provenance = {
-        "format": 1,
-        "analysis": verb,
-        "run_id": run_id,
-        "seed": settings["seed"],
-        **made_by,
-        "data": {images.name: data_facts(images)},
-        "level_shares": {name: one["level_shares"] for name, one in facts.items()},
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "wall_s": round(time.monotonic() - began, 2),
-    }
-    attachments = {key: value for grid in grids for key, value in grid_attachments(grid).items()}
-    return ResultTable(frame.assign(analysis=verb, run_id=run_id), provenance, attachments)
 
 
 def _members(models: Models, arms: Mapping[str, Models]) -> list[tuple[str | None, list[Any]]]:
@@ -249,8 +350,10 @@ def _members(models: Models, arms: Mapping[str, Models]) -> list[tuple[str | Non
     return found
 
 
-def _check(settings: Mapping[str, Any]) -> None:
+def _check(settings: Mapping[str, Any], arms: Mapping[str, Models]) -> None:
     """Refuse settings that nothing could be trained with."""
+    if settings["folds"] and arms:
+        raise InputError("folds of single models", f"arm {next(iter(arms))}", "Leave folds or arms out")
     for name, least in (("trials", 1), ("steps", 1), ("batch_size", 2)):
         if settings[name] < least:
             raise InputError(f"{name} of at least {least}", str(settings[name]), "Raise it")

@@ -18,7 +18,9 @@ _HOMES = {
     "Gallery": "class_geometry",
     "Marks": "detection",
     "Moments": "moments",
+    "Overlaps": "detection_breakdown",
     "PairedDifference": "intervals",
+    "Placement": "detection_breakdown",
     "RidgePath": "ridge",
     "SigmoidPath": "sigmoid_regression",
     "SoftmaxPath": "softmax_regression",
@@ -49,14 +51,19 @@ _HOMES = {
     "fit_softmax": "softmax_regression",
     "gradient_deviation": "image_quality",
     "h_score": "transferability",
+    "hoiem_fractions": "detection_breakdown",
+    "hoiem_parts": "detection_breakdown",
     "intraclass_correlation": "class_geometry",
+    "iou_histogram": "detection_breakdown",
     "jackknife_interval": "intervals",
     "lidar": "invariance",
     "linear_cka": "similarity",
     "linear_cka_null": "similarity",
+    "localisation_split": "detection_breakdown",
     "logme": "transferability",
     "map_scores": "probe_maps",
     "mean_average_precision": "detection",
+    "mean_fractions": "detection_breakdown",
     "merge": "moments",
     "minibatch_cka": "similarity",
     "mutual_neighbours": "similarity",
@@ -64,6 +71,7 @@ _HOMES = {
     "nearest_neighbours": "neighbours",
     "neural_collapse": "transferability",
     "omega_squared": "class_geometry",
+    "overlaps": "detection_breakdown",
     "paired_difference": "intervals",
     "participation_ratio": "spectrum",
     "peak_signal_to_noise": "image_quality",
@@ -85,6 +93,7 @@ _HOMES = {
     "structural_similarity": "image_quality",
     "t_interval": "intervals",
     "target_invariance": "invariance",
+    "top_of_class": "detection_breakdown",
     "two_nearest_dimension": "spectrum",
     "unbiased_hsic": "similarity",
     "uniformity": "class_geometry",
@@ -120,6 +129,15 @@ if TYPE_CHECKING:
     from probekit.functional.detection import diagnose_detections as diagnose_detections
     from probekit.functional.detection import error_weights as error_weights
     from probekit.functional.detection import mean_average_precision as mean_average_precision
+    from probekit.functional.detection_breakdown import Overlaps as Overlaps
+    from probekit.functional.detection_breakdown import Placement as Placement
+    from probekit.functional.detection_breakdown import hoiem_fractions as hoiem_fractions
+    from probekit.functional.detection_breakdown import hoiem_parts as hoiem_parts
+    from probekit.functional.detection_breakdown import iou_histogram as iou_histogram
+    from probekit.functional.detection_breakdown import localisation_split as localisation_split
+    from probekit.functional.detection_breakdown import mean_fractions as mean_fractions
+    from probekit.functional.detection_breakdown import overlaps as overlaps
+    from probekit.functional.detection_breakdown import top_of_class as top_of_class
     from probekit.functional.image_quality import gradient_deviation as gradient_deviation
     from probekit.functional.image_quality import peak_signal_to_noise as peak_signal_to_noise
     from probekit.functional.image_quality import structural_similarity as structural_similarity

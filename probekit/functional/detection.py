@@ -74,6 +74,12 @@ class Marks:
     def __len__(self) -> int:
         return len(self.images)
 
+    def select(self, rows: NDArray[np.bool_] | IntArray) -> Marks:
+        """Return some of them, in the order asked for."""
+        return Marks(
+            self.images[rows], self.classes[rows], self.boxes[rows], self.scores[rows], self.crowd[rows]
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
@@ -197,15 +203,12 @@ def diagnose_detections(
     if not 0 <= background < found <= 1:
         raise InputError("0 ≤ background < found ≤ 1", f"{background} and {found}", "0.1 and 0.5 are common")
     rows = _counted(detections, most)
-    kept = Marks(
-        detections.images[rows], detections.classes[rows], detections.boxes[rows], detections.scores[rows],
-        detections.crowd[rows],
-    )  # fmt: skip
+    kept = detections.select(rows)
     told = Diagnosis(
         np.full(len(rows), BKG, dtype="<U8"), np.zeros(len(rows)), np.full(len(rows), -1),
         np.zeros(len(rows), np.bool_), np.zeros(len(truth), np.bool_), np.zeros(len(truth), np.bool_),
     )  # fmt: skip
-    for own, places in _by_image(kept, truth):
+    for own, places in boxes_by_image(kept, truth):
         _diagnose_image(kept, truth, own, places, told, found, background)
     return kept, told
 
@@ -329,7 +332,8 @@ def _counted(detections: Marks, most: int) -> IntArray:
     return np.asarray(order[np.arange(len(order)) - starts < most])
 
 
-def _by_image(kept: Marks, truth: Marks) -> Iterator[tuple[IntArray, IntArray]]:
+def boxes_by_image(kept: Marks, truth: Marks) -> Iterator[tuple[IntArray, IntArray]]:
+    """Yield the places of the detections and of the true boxes of one image after another."""
     for image in np.union1d(kept.images, truth.images):
         yield np.flatnonzero(kept.images == image), np.flatnonzero(truth.images == image)
 

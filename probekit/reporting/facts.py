@@ -135,6 +135,13 @@ _GENERAL = {
         "How far the value would move with other images: one group of images at a time is left out. Only "
         "kernel alignment has one; it does not cover other pretraining seeds.",
     ),
+    "diagnose": (
+        "The same measure after every image was given the true boxes of another one: what is found by "
+        "knowing the data set, without looking at the image.",
+        "Of a state, how far the mean would move with other trials or folds; folds share most of their "
+        "training images, so that theirs is rather too narrow. Of a single training, how far the value would "
+        "move with other test images: one group of images at a time is left out.",
+    ),
 }
 
 

@@ -133,6 +133,35 @@ FAMILIES: tuple[Family, ...] = (
         ),
     ),
     Family(
+        "Detection errors: why are boxes wrong?",
+        "Costs say what AP50 would gain if errors of one type alone were put right. They weigh an error by "
+        "where it stands in the ranking, and do not add up: what is left after one is mended is worth more. "
+        "Shares say what the best boxes of each class are, as many as it has objects, all counting alike; "
+        "they add up to 1. A detector that finds more has fewer errors of every type: compare costs and "
+        "shares of detectors of about equal AP, or each with its own sum. The null gives every image the "
+        "objects of another one: what is found by knowing where things tend to be. Repairs say what is wrong "
+        "with misplaced boxes: where they are, how large, or which shape.",
+        (
+            "error_loc",
+            "error_cls",
+            "error_dupe",
+            "error_bkg",
+            "error_both",
+            "error_miss",
+            "error_false_positives",
+            "error_false_negatives",
+            "hoiem_right",
+            "hoiem_localisation",
+            "hoiem_similar",
+            "hoiem_other",
+            "hoiem_background",
+            "hoiem_none",
+            "repaired_centre",
+            "repaired_scale",
+            "repaired_aspect",
+        ),
+    ),
+    Family(
         "Trainings: did they go well?",
         "Arms differ in nothing but the objective: the same first weights, images, views and schedule for "
         "each seed. Losses of different objectives have no common scale. What an arm has learnt is said by "

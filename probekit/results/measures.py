@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from probekit.results.detection_measures import DETECTION_MEASURES
 from probekit.results.metric import MetricFacts, share, uniform
 
 MEASURES: dict[str, MetricFacts] = {
+    **DETECTION_MEASURES,
     "icc": MetricFacts(
         "ICC(1)",
         "",
@@ -232,26 +234,6 @@ MEASURES: dict[str, MetricFacts] = {
         1.0,
         "Intersection over union of each class that occurs in test, over all of its pixels, then the mean "
         "over classes; pixels without a class do not count. Rare classes weigh as much as frequent ones.",
-    ),
-    "ap": MetricFacts(
-        "AP",
-        "",
-        True,
-        0.0,
-        1.0,
-        "Average precision of detections, mean over classes and over IoU 0.5, 0.55, …, 0.95, as in COCO's "
-        "evaluation. It asks for exact boxes: AP50 counts what is found, AP75 what is found and well placed.",
-    ),
-    "ap50": MetricFacts(
-        "AP50", "", True, 0.0, 1.0, "Average precision of detections that overlap an object by half or more."
-    ),
-    "ap75": MetricFacts(
-        "AP75",
-        "",
-        True,
-        0.0,
-        1.0,
-        "Average precision of detections at an IoU of 0.75: found and well placed.",
     ),
     "gain": MetricFacts(
         "Gain over scratch",

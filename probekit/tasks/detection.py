@@ -37,6 +37,7 @@ class Detection(Task):
     kind: ClassVar[str] = "boxes"
     reads: ClassVar[str] = "map"
     metrics: ClassVar[tuple[str, ...]] = ("ap", "ap50", "ap75")
+    keeps: ClassVar[bool] = True
 
     def pixels(self, images: ImageSet, index: int, preprocessing: Preprocessing) -> NDArray[np.uint8]:
         """Return one image whole, (S, S, 3)."""
@@ -46,12 +47,10 @@ class Detection(Task):
         """Return (N, K, 6) true boxes.
 
         Raises:
-            DataError: If no image has a box.
+            DataError: If no image has a box that counts.
         """
         values = images.targets[self.target].values
         most = max((len(one) for one in values), default=0)
-        if not most:
-            raise DataError(f"boxes in {self.target}", "none in any image", "Look at the annotations")
         found = np.full((len(images), most, 6), -1, np.float32)
         for row, one in enumerate(values):
             corners = preprocessing.places_whole(one.corners.reshape(-1, 2), *images.image(row).size)
@@ -61,6 +60,12 @@ class Detection(Task):
         # A box outside of its image, or thinner than what numbers can tell, is none.
         thin = (found[:, :, 2:4] - found[:, :, :2] < 1e-3).any(axis=2)
         found[thin] = -1
+        if not ((found[:, :, _CLASS] >= 0) & (found[:, :, _LAST] == 0)).any():
+            raise DataError(
+                f"boxes in {self.target} that count",
+                f"none in {len(images)} images of {images.name}",
+                "Look at the annotations, or divide the images otherwise",
+            )
         return found
 
     def head(self, shape: Sequence[int], truth: Values, size: int) -> nn.Module:
@@ -127,6 +132,8 @@ def as_truth(truth: Values) -> Marks:
 def coco_scores(detections: Marks, truth: Marks, images: int, classes: int) -> dict[str, float]:
     """Return ``ap``, ``ap50`` and ``ap75`` by faster-coco-eval, over the classes that have a true box.
 
+    NaN where none has.
+
     Args:
         detections: Of all images.
         truth: Of all images.
@@ -143,6 +150,8 @@ def coco_scores(detections: Marks, truth: Marks, images: int, classes: int) -> d
             "faster-coco-eval, for average precision", "none installed", "Install probekit-vision[detection]"
         ) from error
 
+    if truth.crowd.all():
+        return dict.fromkeys(Detection.metrics, float("nan"))
     said: dict[str, Any] = {
         "images": [{"id": number} for number in range(images)],
         "categories": [{"id": label, "name": str(label)} for label in range(classes)],
@@ -152,7 +161,7 @@ def coco_scores(detections: Marks, truth: Marks, images: int, classes: int) -> d
         ],
     }
     if not len(detections):
-        return {"ap": 0.0, "ap50": 0.0, "ap75": 0.0}
+        return dict.fromkeys(Detection.metrics, 0.0)
     scored = [
         {**one, "score": float(score)}
         for one, score in zip(_boxes(detections), detections.scores, strict=True)
@@ -163,14 +172,14 @@ def coco_scores(detections: Marks, truth: Marks, images: int, classes: int) -> d
         run.evaluate()
         run.accumulate()
         run.summarize()
-    return {name: float(run.stats[place]) for place, name in enumerate(("ap", "ap50", "ap75"))}
+    return {name: float(run.stats[place]) for place, name in enumerate(Detection.metrics)}
 
 
 def _boxes(marks: Marks) -> list[dict[str, Any]]:
-    sides = marks.boxes[:, 2:] - marks.boxes[:, :2]
+    boxes = np.hstack([marks.boxes[:, :2], marks.boxes[:, 2:] - marks.boxes[:, :2]])
     return [
-        {"image_id": int(image), "category_id": int(label), "bbox": [*map(float, corner), *map(float, side)]}
-        for image, label, corner, side in zip(
-            marks.images, marks.classes, marks.boxes[:, :2], sides, strict=True
+        {"image_id": image, "category_id": label, "bbox": box}
+        for image, label, box in zip(
+            marks.images.tolist(), marks.classes.tolist(), boxes.tolist(), strict=True
         )
     ]

@@ -57,6 +57,8 @@ class Task(ABC):
     # How its head is given the deepest block: ``vector`` (N, D), the mean over positions; ``grid`` (N, 9·D),
     # means over at most 3 × 3 parts; ``map`` (N, D, H, W).
     reads: ClassVar[str]
+    # Whether the answers to the test images are kept with a training, to be looked into later.
+    keeps: ClassVar[bool] = False
 
     target: str
     classes: tuple[str, ...]

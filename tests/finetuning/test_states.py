@@ -16,7 +16,7 @@ from probekit.backbones.reset import random_control
 from probekit.errors import InputError
 from probekit.figures import plot_rewinds
 from probekit.finetuning import cells
-from probekit.finetuning.cell import Data, build, evaluate, weights_file
+from probekit.finetuning.cell import Data, answers_to, build, weights_file
 from probekit.finetuning.changes import measure_changes
 from probekit.finetuning.curves import OTHER_DRAW, group_blocks
 from probekit.finetuning.rewind import kept_steps
@@ -142,7 +142,8 @@ def test_blocks_are_put_back_as_by_hand(tmp_path: Path, trainings: list[dict[str
                 if any(f"{name}.".startswith(f"{member}.") for member in group.members):
                     changed[f"module.{name}"] = source[name]
             learner.load_state_dict(changed)
-            value = evaluate(learner, given, data, "test", 8)["accuracy"].value
+            answers = answers_to(learner, given, data, "test", 8)
+            value = data.task.score(answers, data.test.truth)["accuracy"].value
             assert found[group.name, to] == pytest.approx(as_is - value), (group.name, to)
 
 

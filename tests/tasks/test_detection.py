@@ -48,7 +48,7 @@ def test_boxes_outside_are_cut_and_those_without_area_left_out():
     truth = Detection("boxes", CLASSES).truth(images, S48)
     np.testing.assert_allclose(truth[0, 0, :4], [36, 6, 48, 18], atol=1e-4)
     assert truth[0, 1, 4] == -1
-    with pytest.raises(DataError, match="boxes in boxes"):
+    with pytest.raises(DataError, match="boxes in boxes that count"):
         Detection("boxes", CLASSES).truth(boxed([boxes()]), S48)
 
 
