@@ -73,7 +73,7 @@ def test_other_tasks_keep_no_answers(tmp_path: Path):
 def planted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Detectors that move every true box: the whole backbone's less than those of scratch."""
 
-    def train(state: Any, data: Data, one: Finetuning, folder: Path) -> Trained:
+    def train(state: Any, data: Data, one: Finetuning, folder: Path, _keep: object) -> Trained:
         (folder / "metrics.jsonl").write_text('{"step": 2, "loss": 1.0}\n')
         draws = np.random.default_rng([one.seed, int(data.test.rows[0])])
         spread = 1.0 if state.weights == WHOLE[0] else 5.0
@@ -112,7 +112,7 @@ def test_states_have_means_over_trials_and_trainings_a_jackknife(tmp_path: Path,
     (whole,) = summaries(table, "hoiem_localisation")
     assert scratch["value"] > whole["value"] + 0.1
     kinds = {key.split("/")[0] for key in table.attachments}
-    assert kinds == {"detections", "classes", "ious", "curves"}
+    assert kinds == {"detections", "classes", "ious", "curves", "cells"}
     (similar,) = summaries(table, "hoiem_similar")
     assert similar["status"] == "no classes are said to be similar"
 

@@ -62,7 +62,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[int, ...], int,
     """Trainings whose metric is a share of their test images' places; scratch has half of it."""
     seen: list[tuple[tuple[int, ...], int, float]] = []
 
-    def train(state: object, data: Data, one: Finetuning, folder: Path) -> Trained:
+    def train(state: object, data: Data, one: Finetuning, folder: Path, _keep: object) -> Trained:
         (folder / "metrics.jsonl").write_text('{"step": 4, "loss": 1.0}\n')
         seen.append((tuple(data.test.rows.tolist()), one.seed, one.optimisation.lr))
         value = (data.test.rows.mean() / len(data.images)) * (1 + one.seed / 10)
@@ -108,7 +108,8 @@ def test_the_result_is_the_mean_of_the_folds_with_its_interval_over_them(tmp_pat
     # The figure shows a value a fold, not one a fold and trial.
     states = read_states(table)
     assert states[states["state"] == "whole"]["value"].tolist() == pytest.approx(expected.tolist())
-    assert len(table.attachments) == 2 * 4 * 2
+    # Curves of every fold, trial and state, and the trainings of every fold.
+    assert len(table.attachments) == 2 * 4 * 2 + 4
 
 
 def test_folds_without_a_positive_are_refused_before_anything_is_trained(tmp_path: Path):
