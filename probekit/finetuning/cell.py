@@ -98,7 +98,7 @@ class Data:
         """
         if not 0 < fraction <= 1:
             raise InputError("a fraction of the training images in (0, 1]", str(fraction), "1 uses all")
-        rows = {role: images.indices(role) for role in ("train", "val", "test")}
+        rows = {role: task.rows(images, role) for role in ("train", "val", "test")}
         for role in ("train", "test"):
             if not len(rows[role]):
                 raise DataError(f"{role} images in {images.name}", "none", "Name the splits, or open others")
@@ -165,13 +165,13 @@ class Trained:
     """What one training came to.
 
     Attributes:
-        val: First metric on the images held out.
+        val: First metric on the images held out; None where nothing was trained, and so nothing is chosen.
         test: Metrics on test.
         facts: ``wall_s``, ``loss``, and what else is told.
         learner: The network itself; None where it was read back.
     """
 
-    val: float
+    val: float | None
     test: Mapping[str, Score]
     facts: Mapping[str, Any] = field(default_factory=dict)
     learner: Headed | None = None
@@ -179,6 +179,8 @@ class Trained:
 
 def finetune(backbone: Backbone, data: Data, one: Finetuning, folder: Path | None = None) -> Trained:
     """Train a head, and the backbone below it if it is to be tuned, and score it on test.
+
+    Where the backbone is frozen and the task's head learns nothing from its features, nothing is trained.
 
     Args:
         backbone: Left as it is.
@@ -192,8 +194,7 @@ def finetune(backbone: Backbone, data: Data, one: Finetuning, folder: Path | Non
     """
     began = time.monotonic()
     reading = read_for(backbone, data.task)
-    with seeded("finetuning head", data.task.name, *reading.shape, one.seed):
-        head = data.task.head(reading.shape, data.train.truth, data.preprocessing.size)
+    head = new_head(data, reading, one.seed)
     learner, given = (_tuned if one.tuned else _frozen)(backbone, data, head, reading, one)
     learner.to(backbone.device)
     truth = torch.tensor(data.train.truth)
@@ -210,6 +211,9 @@ def finetune(backbone: Backbone, data: Data, one: Finetuning, folder: Path | Non
             answers = [data.task.answer(learner.outputs(given(split, rows))) for rows in parts]
         return data.task.score(np.concatenate(answers), part.truth)
 
+    facts = {"n_train": len(data.train), "readout": reading.readout}
+    if not one.tuned and not data.task.head_learns:
+        return Trained(None, ask("test"), facts | {"wall_s": time.monotonic() - began}, learner)
     first = data.task.metrics[0]
     steps = one.optimisation.steps
     journal = Journal[tuple[Tensor, Tensor]](
@@ -221,8 +225,18 @@ def finetune(backbone: Backbone, data: Data, one: Finetuning, folder: Path | Non
         label=f"{backbone.name}, {data.task.name}, seed {one.seed}",
     )
     train(learner, batches, one.optimisation, journal, precision=one.precision)
-    facts = {"wall_s": time.monotonic() - began, "n_train": len(data.train), "readout": reading.readout}
+    facts["wall_s"] = time.monotonic() - began
     return Trained(ask("val")[first].value, ask("test"), facts, learner)
+
+
+def new_head(data: Data, reading: Reading, seed: int) -> torch.nn.Module:
+    """Return a head of the task for what is read.
+
+    Raises:
+        InputError: If what is read is too small for it, or there are too few training images.
+    """
+    with seeded("finetuning head", data.task.name, *reading.shape, seed):
+        return data.task.head(reading.told, data.train.truth, data.preprocessing.size)
 
 
 def check_modes(backbone: Backbone, data: Data) -> None:
@@ -245,7 +259,7 @@ def check_modes(backbone: Backbone, data: Data) -> None:
     images = images_of(backbone, data.train.pixels[:MOST_COMPARED])
     with torch.no_grad():
         own, batch = (
-            learner.train(mode).represent(images).flatten(1).double().cpu().numpy() for mode in (False, True)
+            learner.train(mode).deepest(images).flatten(1).double().cpu().numpy() for mode in (False, True)
         )
     sides = CrossMoments.of(own, own), CrossMoments.of(batch, batch)
     order = random_stream("modes of batch norm", len(images))
@@ -296,17 +310,23 @@ def _frozen(
     key = backbone.weights, reading
     if key not in data.kept:
         data.kept.clear()
-        data.kept[key] = _features(backbone, data, reading)
+        data.kept[key] = {}
     kept = data.kept[key]
 
     def given(split: str, rows: NDArray[np.int64]) -> Tensor:
+        if split not in kept:
+            kept[split] = _features(backbone, data, reading, split)
         return torch.from_numpy(kept[split][rows]).to(backbone.device)
 
-    return Headed(data.task, head), given
+    if not reading.rest:
+        return Headed(data.task, head), given
+    # What the head applies of the backbone is no part of the learner: it stays as it is, in use.
+    body = Tuned(backbone, data.task, torch.nn.Identity(), reading, "frozen").to(backbone.device)
+    return Headed(data.task, head, body.eval().requires_grad_(False).rest), given
 
 
-def _features(backbone: Backbone, data: Data, reading: Reading) -> dict[str, NDArray[Any]]:
-    """Return what is read of every split."""
+def _features(backbone: Backbone, data: Data, reading: Reading, split: str) -> NDArray[Any]:
+    """Return what is read of a split."""
     count = len(data.train) + len(data.val) + len(data.test)
     needed = 4 * count * int(np.prod(reading.shape))
     if needed > MOST_BYTES:
@@ -315,11 +335,9 @@ def _features(backbone: Backbone, data: Data, reading: Reading) -> dict[str, NDA
             "Lower the input size, use fewer images, or tune the backbone",
         )  # fmt: skip
     learner = Tuned(backbone, data.task, torch.nn.Identity(), reading, "frozen").to(backbone.device).eval()
-    kept = {}
-    for split in ("train", "val", "test"):
-        part: Part = getattr(data, split)
-        parts = np.array_split(part.pixels, -(-len(part) // BATCH_SIZE))
-        with torch.inference_mode():
-            read = [learner.represent(images_of(backbone, one)).float().cpu().numpy() for one in parts]
-        kept[split] = np.concatenate(read)
-    return kept
+    part: Part = getattr(data, split)
+    parts = np.array_split(part.pixels, -(-len(part) // BATCH_SIZE))
+    with torch.inference_mode():
+        return np.concatenate(
+            [learner.represent(images_of(backbone, one)).float().cpu().numpy() for one in parts]
+        )

@@ -20,7 +20,7 @@ from probekit.data.images import ImageSet
 from probekit.data.transforms import Preprocessing
 from probekit.errors import TrainingDiverged
 from probekit.files import digest_json, read_json, safe_name, write_json
-from probekit.finetuning.cell import Data, Finetuning, Trained, check_modes, finetune
+from probekit.finetuning.cell import Data, Finetuning, Trained, check_modes, finetune, new_head
 from probekit.finetuning.curves import Group, Point, group_blocks, list_points, put_in_state
 from probekit.finetuning.network import read_for
 from probekit.finetuning.scores import Gains, score_rows
@@ -102,13 +102,15 @@ class Grid:
         backbone = model if isinstance(model, Backbone) else load_backbone(model)
         backbone = backbone.to(choose_device(device))
         task = find_task(settings["task"], images, settings["target"])
-        read_for(backbone, task)
+        reading = read_for(backbone, task)
         groups = group_blocks(backbone, settings["by"])
         points = list_points(groups, settings["curves"], settings["modes"])
         seen = backbone.preprocessing
         if seen not in opened:
             opened[seen] = Data.open(images, task, seen, settings["fraction"])
         data = opened[seen]
+        task.check(data.train.truth, data.val.truth, data.test.truth, tuned=settings["tuned"])
+        new_head(data, reading, settings["seed"])
         grid = cls(backbone, data, groups, points, settings, folder)
         for rate in settings["lr"]:
             grid.finetuning(Cell(points[0], 0, rate))
@@ -117,9 +119,15 @@ class Grid:
         return grid
 
     @property
+    def trains(self) -> bool:
+        """Whether anything is trained: steps and learning rates matter."""
+        return bool(self.settings["tuned"]) or self.data.task.head_learns
+
+    @property
     def rates(self) -> list[float]:
-        """Learning rates to choose from, ascending."""
-        return sorted(float(one) for one in self.settings["lr"])
+        """Learning rates to choose from, ascending; one where nothing is trained."""
+        rates = sorted(float(one) for one in self.settings["lr"])
+        return rates if self.trains else rates[:1]
 
     def finetuning(self, cell: Cell) -> Finetuning:
         """Return how a cell is trained."""
@@ -175,7 +183,8 @@ class Grid:
             trained = finetune(state, self.data, one, unfinished)
         except TrainingDiverged as error:
             return {"status": str(error), "folder": str(unfinished)}
-        lines = (unfinished / METRICS).read_text(encoding="utf-8").splitlines()
+        journal = unfinished / METRICS
+        lines = journal.read_text(encoding="utf-8").splitlines() if self.trains else []
         told = _told(trained, self.data, one.seed)
         return {**told, "curve": [json.loads(line) for line in lines], "folder": str(unfinished)}
 
@@ -220,7 +229,7 @@ class Grid:
     def _metric_row(self, cell: Cell, metric: str) -> dict[str, Any]:
         found = self.found[cell]
         params = self._params(cell.point.kept, cell.point.mode) | {
-            "lr": cell.lr,
+            "lr": cell.lr if self.trains else None,
             "lr_at_edge": len(self.rates) > 1 and cell.lr in (self.rates[0], self.rates[-1]),
         }
         row = {"metric": metric, "trial_seed": self.settings["seed"] + cell.trial, "params": params}
@@ -230,7 +239,7 @@ class Grid:
         row["value"] = found["test"][metric]
         if metric in found["intervals"]:
             low, high = found["intervals"][metric]
-            row |= {"ci_low": low, "ci_high": high, "ci_kind": "bootstrap,test units"}
+            row |= {"ci_low": low, "ci_high": high, "ci_kind": self.data.task.interval_kind}
         return row
 
     def _params(self, kept: Sequence[str], mode: str) -> dict[str, Any]:
@@ -243,7 +252,7 @@ class Grid:
             "replaced": [name for name in every if name not in kept],
             "mode": mode,
             "by": s["by"],
-            "steps": s["steps"],
+            "steps": s["steps"] if self.trains else 0,
             "batch_size": s["batch_size"],
             "n_train": len(self.data.train),
             **{name: s[name] for name in _SHARED},
@@ -292,6 +301,8 @@ def _told(trained: Trained, data: Data, seed: int) -> dict[str, Any]:
     told: dict[str, Any] = {"val": trained.val, "test": {}, "intervals": {}, **trained.facts}
     for metric, score in trained.test.items():
         told["test"][metric] = score.value
+        if score.interval is not None:
+            told["intervals"][metric] = list(score.interval)
         if len(score.units):
             stream = random_stream("bootstrap of finetuning", metric, seed)
             low, high = bootstrap_means(score.units[:, None], draws=DRAWS, stream=stream)

@@ -54,8 +54,10 @@ def transfer(
     Args:
         models: One or several models, in the grammar ``[NAME=]ARCH:CHECKPOINT[,key=value…]`` or loaded.
         data: A data set with train and test images, in the grammar of ``open_images`` or opened.
-        task: ``classification``, ``landmarks``, ``segmentation``, ``segmentation/one-layer`` or
-            ``detection``.
+        task: ``classification``; ``episodes``, few-shot recognition with a frozen backbone, or
+            ``episodes/novel``, which trains on half of the classes; ``landmarks``; ``segmentation``, also
+            with ``/one-layer`` or ``/deeplabv3``; ``detection``, also with ``/c4`` or ``/c4-norm`` (Faster
+            R-CNN).
         target: Name of its target; None takes the first of the kind that the task needs.
         tuned: Whether the backbone is trained with its head; else the head alone, on its features.
         batch_norm: While a backbone is trained, ``train`` takes the statistics of each batch, ``frozen``
@@ -120,8 +122,10 @@ def reset_curves(
     Args:
         models: One or several models, in the grammar ``[NAME=]ARCH:CHECKPOINT[,key=value…]`` or loaded.
         data: A data set with train and test images, in the grammar of ``open_images`` or opened.
-        task: ``classification``, ``landmarks``, ``segmentation``, ``segmentation/one-layer`` or
-            ``detection``.
+        task: ``classification``; ``episodes``, few-shot recognition with a frozen backbone, or
+            ``episodes/novel``, which trains on half of the classes; ``landmarks``; ``segmentation``, also
+            with ``/one-layer`` or ``/deeplabv3``; ``detection``, also with ``/c4`` or ``/c4-norm`` (Faster
+            R-CNN).
         target: Name of its target; None takes the first of the kind that the task needs.
         curves: Among ``prefix`` (the first n are kept), ``suffix`` (the last n), ``leave-one-out``,
             ``keep-one``.
@@ -147,10 +151,10 @@ def reset_curves(
         jobs: Parallel workers.
 
     Returns:
-        A table with the task's metrics of every state and trial, interval over test images, null that of an
-        answer that looks at no image; and, over trials, ``gain``, ``recovered_fraction``,
-        ``high_level_share``, ``depth_90`` and ``reuse_share``. What is kept, the mode, the learning rate and
-        whether it lies at the edge of its grid stand in ``params``.
+        A table with the task's metrics of every state and trial, interval over test images (of episodes: over
+        classes), null that of an answer that looks at no image; and, over trials, ``gain``,
+        ``recovered_fraction``, ``high_level_share``, ``depth_90`` and ``reuse_share``. What is kept, mode,
+        the learning rate and whether it lies at the edge of its grid stand in ``params``.
 
     Raises:
         InputError: If models, data, task or a setting cannot be used, before anything is trained.
