@@ -259,7 +259,8 @@ def check_modes(backbone: Backbone, data: Data) -> None:
     images = images_of(backbone, data.train.pixels[:MOST_COMPARED])
     with torch.no_grad():
         own, batch = (
-            learner.train(mode).deepest(images).flatten(1).double().cpu().numpy() for mode in (False, True)
+            in_span(learner.train(mode).deepest(images).flatten(1).double().cpu().numpy())
+            for mode in (False, True)
         )
     sides = CrossMoments.of(own, own), CrossMoments.of(batch, batch)
     order = random_stream("modes of batch norm", len(images))
@@ -273,6 +274,16 @@ def check_modes(backbone: Backbone, data: Data) -> None:
             f"{alike:.2f}",
             "Its batch norm may hold no statistics: run probekit unfold, or set batch_norm=frozen",
         )
+
+
+def in_span(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (N, ≤ N) rows in axes of their own span, with the inner products of (N, D) rows.
+
+    CKA sees nothing else; moments of all D values of a map would be a matrix of D².
+    """
+    if rows.shape[1] <= len(rows):
+        return rows
+    return np.asarray(rows @ np.linalg.qr(rows.T)[0])
 
 
 def images_of(backbone: Backbone, pixels: NDArray[np.uint8]) -> Tensor:

@@ -30,6 +30,7 @@ from probekit.finetuning import cell as cell_module
 from probekit.finetuning import cells
 from probekit.finetuning.cell import Data, Finetuning, Trained, batch_rows, finetune
 from probekit.finetuning.curves import Point, group_blocks, put_in_state
+from probekit.functional import CrossMoments, debiased_cka
 from probekit.tasks.choosing import find_task
 from probekit.tasks.task import Score
 from probekit.training.optimisers import Optimisation
@@ -326,7 +327,7 @@ def test_an_epoch_visits_every_image_at_most_once():
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_trained(settings, part, tmp_path: Path):
-    with pytest.raises(InputError, match=part):
+    with pytest.raises((InputError, DataError), match=part):
         transfer(WORDS, DATA, store=tmp_path, **(QUICK | settings))
     assert not (tmp_path / "finetuning").exists()
 
@@ -374,6 +375,21 @@ def test_the_command_leaves_tables_figures_and_a_page(tmp_path: Path):
     lines = [line.get_label() for axes in figures["reset"].axes for line in axes.get_lines()]
     assert lines
     assert probekit.ResultTable is ResultTable
+
+
+def test_rows_in_their_span_have_the_same_cka():
+    stream = np.random.default_rng(0)
+    x, noise = stream.normal(2, 1, (20, 60)), stream.normal(size=(20, 60))
+    y = x + noise
+
+    def alike(one: np.ndarray, other: np.ndarray) -> float:
+        sides = CrossMoments.of(one, one), CrossMoments.of(other, other)
+        return float(debiased_cka(CrossMoments.of(one, other), *sides))
+
+    short = cell_module.in_span(x), cell_module.in_span(y)
+    assert short[0].shape == (20, 20)
+    assert alike(*short) == pytest.approx(alike(x, y), abs=1e-9)
+    np.testing.assert_array_equal(cell_module.in_span(x.T), x.T)
 
 
 def test_a_backbone_that_falls_to_chance_in_training_mode_is_refused(tmp_path: Path):
