@@ -8,11 +8,14 @@ import timm
 import torch
 from torch import nn
 
-from probekit import Backbone, Preprocessing, load_backbone, reset
+from probekit import Backbone, Preprocessing, load_backbone, open_images, reset
 from probekit.errors import InputError
+from probekit.finetuning.cell import Data, Finetuning, finetune
 from probekit.finetuning.curves import group_blocks
 from probekit.finetuning.network import Tuned, read_for
+from probekit.tasks.choosing import find_task
 from probekit.tasks.detection import RegionDetection
+from probekit.training.optimisers import Optimisation
 
 TASK = RegionDetection("boxes", ("a", "b"))
 SMALL = "resnet10_w16:random@3,size=64"
@@ -62,7 +65,7 @@ class Twisted(nn.Module):
         super().__init__()
         self.one = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU())
         self.two = nn.Sequential(nn.Conv2d(4, 4, 3, stride=2), nn.ReLU())
-        self.three = nn.Sequential(nn.Conv2d(4, 4, 3, stride=2), nn.ReLU())
+        self.three = nn.Sequential(nn.Conv2d(4, 4, 3, stride=2), nn.BatchNorm2d(4))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return (N, 4, H, W)."""
@@ -77,6 +80,7 @@ def vit() -> Backbone:
 
 
 def test_networks_whose_last_stage_cannot_be_applied_alone_are_refused():
+    torch.manual_seed(0)
     twisted = Backbone.from_module(
         Twisted(), preprocessing=Preprocessing(64, 64), blocks=["one", "two", "three"]
     )
@@ -145,3 +149,18 @@ def test_batch_norm_of_the_last_stage_takes_the_regions_or_keeps_its_own(mode):
     assert torch.equal(layer.running_mean, before) == (mode == "frozen")
     # Once a step: the stage is not run over the whole map as well.
     assert int(layer.num_batches_tracked) == (mode == "train")
+
+
+def test_a_frozen_last_stage_is_applied_as_it_is_and_only_the_head_is_learnt():
+    backbone = load_backbone("resnet10_w16:random@3")
+    images = open_images("shapeworld/scenes,train=24,test=6,annotations=boxes")
+    data = Data.open(images, find_task("detection/c4", images), backbone.preprocessing)
+    before = backbone.weights
+    one = Finetuning(Optimisation(2, 1e-3, "adamw", 0.05), False, "train", 4, 0)
+    learner = finetune(backbone, data, one).learner
+    assert {name.split(".")[0] for name, _ in learner.named_parameters()} == {"head"}
+    maps = torch.randn(2, 64, 6, 6)
+    with torch.no_grad():
+        learner.train()
+        torch.testing.assert_close(learner.behind(maps), backbone.module.layer4(maps))
+    assert backbone.weights == before

@@ -253,6 +253,7 @@ def few_shot_rows(tmp_path: Path, **settings: object) -> ResultTable:
     )
 
 
+@pytest.mark.slow
 def test_episodes_of_a_frozen_backbone_train_nothing_and_follow_resets(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(cell_module, "train", lambda *_, **__: pytest.fail("nothing is to be trained"))
     table = few_shot_rows(tmp_path, task="episodes", tuned=False)
@@ -284,6 +285,7 @@ def test_episodes_of_a_frozen_backbone_are_those_of_its_features(tmp_path: Path)
     assert found == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_episodes_of_a_tuned_backbone_are_of_classes_it_was_not_trained_on(tmp_path: Path):
     data = "shapeworld/source,train=240,test=500,val=240"
     with pytest.raises(InputError, match="classes that are not trained on"):
