@@ -38,8 +38,8 @@ OneData = Annotated[
 Task = Annotated[
     str | None,
     typer.Option(
-        help="classification, landmarks, segmentation, segmentation/one-layer, detection "
-        "[default: classification]."
+        help="classification, episodes[/novel] (few-shot), landmarks, segmentation[/one-layer, /deeplabv3], "
+        "detection[/c4, /c4-norm] (FCOS, or Faster R-CNN) [default: classification]."
     ),
 ]
 Target = Annotated[

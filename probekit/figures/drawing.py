@@ -178,12 +178,14 @@ def draw_pretraining(table: ResultTable) -> dict[str, Figure]:
 
 
 def draw_transfer(table: ResultTable) -> dict[str, Figure]:
-    """Draw what is learnt with some blocks kept, and how the trainings went.
+    """Draw what is learnt with some blocks kept, and how the trainings went, where there were any.
 
     Returns:
         Name → figure; names serve as file names.
     """
-    figures = {"reset": plot_reset_curves(table), "learning": plot_learning(table)}
+    figures = {"reset": plot_reset_curves(table)}
+    if any(key.startswith("curves/") for key in table.attachments):
+        figures["learning"] = plot_learning(table)
     if {"rewind", "leave-one-out"} & set(table.provenance["settings"].get("curves", [])):
         figures["rewind"] = plot_rewinds(table)
     return figures

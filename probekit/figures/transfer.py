@@ -18,7 +18,7 @@ from probekit.results.metrics import metric_facts
 from probekit.results.table import ResultTable
 
 # Metrics that a task is judged by, each the first of its task.
-TASK_METRICS = ("accuracy", "normalised_error", "mean_iou", "ap")
+TASK_METRICS = ("accuracy", "normalised_error", "mean_iou", "ap", "five_shot_accuracy")
 # Curve → which of the groups it keeps first.
 _KEPT = {"prefix": "first", "suffix": "last"}
 # More models than this make panels too small to read.

@@ -102,7 +102,7 @@ class Data:
         """
         if not 0 < fraction <= 1:
             raise InputError("a fraction of the training images in (0, 1]", str(fraction), "1 uses all")
-        rows = {role: images.indices(role) for role in ("train", "val", "test")}
+        rows = {role: task.rows(images, role) for role in ("train", "val", "test")}
         for role in ("train", "test"):
             if not len(rows[role]):
                 raise DataError(f"{role} images in {images.name}", "none", "Name the splits, or open others")
@@ -171,14 +171,14 @@ class Trained:
     """What one training came to.
 
     Attributes:
-        val: First metric on the images held out.
+        val: First metric on the images held out; None where nothing was trained, and so nothing is chosen.
         test: Metrics on test.
         answers: To the test images, in their order, where the task keeps them; else None.
         facts: ``wall_s``, ``loss``, and what else is told.
         learner: The network itself; None where it was read back.
     """
 
-    val: float
+    val: float | None
     test: Mapping[str, Score]
     answers: Values | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -189,6 +189,8 @@ def finetune(
     backbone: Backbone, data: Data, one: Finetuning, folder: Path | None = None, keep: Sequence[int] = ()
 ) -> Trained:
     """Train a head, and the backbone below it if it is to be tuned, and score it on test.
+
+    Where the backbone is frozen and the task's head learns nothing from its features, nothing is trained.
 
     Args:
         backbone: Left as it is.
@@ -202,6 +204,7 @@ def finetune(
         TrainingDiverged: If the loss is no number.
     """
     began = time.monotonic()
+    reading = read_for(backbone, data.task)
     learner, given = build(backbone, data, one)
     truth = torch.tensor(data.train.truth)
 
@@ -218,6 +221,11 @@ def finetune(
         answers = answers_to(learner, given, data, "val", one.batch_size)
         return data.task.score(answers, data.val.truth)[first].value
 
+    facts: dict[str, Any] = {"n_train": len(data.train), "readout": reading.readout}
+    if not one.tuned and not data.task.head_learns:
+        said = answers_to(learner, given, data, "test", one.batch_size)
+        facts["wall_s"] = time.monotonic() - began
+        return Trained(None, data.task.score(said, data.test.truth), None, facts, learner)
     first = data.task.metrics[0]
     steps = one.optimisation.steps
     journal = Journal[tuple[Tensor, Tensor]](
@@ -231,8 +239,7 @@ def finetune(
         label=f"{backbone.name}, {data.task.name}, seed {one.seed}",
     )
     train(learner, batches, one.optimisation, journal, precision=one.precision)
-    reading = read_for(backbone, data.task)
-    facts = {"wall_s": time.monotonic() - began, "n_train": len(data.train), "readout": reading.readout}
+    facts["wall_s"] = time.monotonic() - began
     said = answers_to(learner, given, data, "test", one.batch_size)
     kept = said if data.task.keeps else None
     return Trained(val(), data.task.score(said, data.test.truth), kept, facts, learner)
@@ -250,8 +257,7 @@ def build(backbone: Backbone, data: Data, one: Finetuning) -> tuple[Headed, Give
         InputError: If the backbone cannot be read for the task, or batch norm cannot be trained.
     """
     reading = read_for(backbone, data.task)
-    with seeded("finetuning head", data.task.name, *reading.shape, one.seed):
-        head = data.task.head(reading.shape, data.train.truth, data.preprocessing.size)
+    head = new_head(data, reading, one.seed)
     learner, given = (_tuned if one.tuned else _frozen)(backbone, data, head, reading, one)
     return learner.to(backbone.device), given
 
@@ -263,6 +269,16 @@ def answers_to(learner: Headed, given: Given, data: Data, split: str, batch_size
     learner.eval()
     with torch.inference_mode():
         return np.concatenate([data.task.answer(learner.outputs(given(split, rows))) for rows in parts])
+
+
+def new_head(data: Data, reading: Reading, seed: int) -> torch.nn.Module:
+    """Return a head of the task for what is read.
+
+    Raises:
+        InputError: If what is read is too small for it, or there are too few training images.
+    """
+    with seeded("finetuning head", data.task.name, *reading.shape, seed):
+        return data.task.head(reading.told, data.train.truth, data.preprocessing.size)
 
 
 def check_modes(backbone: Backbone, data: Data) -> None:
@@ -285,7 +301,8 @@ def check_modes(backbone: Backbone, data: Data) -> None:
     images = images_of(backbone, data.train.pixels[:MOST_COMPARED])
     with torch.no_grad():
         own, batch = (
-            learner.train(mode).represent(images).flatten(1).double().cpu().numpy() for mode in (False, True)
+            in_span(learner.train(mode).deepest(images).flatten(1).double().cpu().numpy())
+            for mode in (False, True)
         )
     sides = CrossMoments.of(own, own), CrossMoments.of(batch, batch)
     order = random_stream("modes of batch norm", len(images))
@@ -299,6 +316,16 @@ def check_modes(backbone: Backbone, data: Data) -> None:
             f"{alike:.2f}",
             "Its batch norm may hold no statistics: run probekit unfold, or set batch_norm=frozen",
         )
+
+
+def in_span(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (N, ≤ N) rows in axes of their own span, with the inner products of (N, D) rows.
+
+    CKA sees nothing else; moments of all D values of a map would be a matrix of D².
+    """
+    if rows.shape[1] <= len(rows):
+        return rows
+    return np.asarray(rows @ np.linalg.qr(rows.T)[0])
 
 
 def images_of(backbone: Backbone, pixels: NDArray[np.uint8]) -> Tensor:
@@ -333,17 +360,23 @@ def _frozen(
     key = backbone.weights, reading
     if key not in data.kept:
         data.kept.clear()
-        data.kept[key] = _features(backbone, data, reading)
+        data.kept[key] = {}
     kept = data.kept[key]
 
     def given(split: str, rows: NDArray[np.int64]) -> Tensor:
+        if split not in kept:
+            kept[split] = _features(backbone, data, reading, split)
         return torch.from_numpy(kept[split][rows]).to(backbone.device)
 
-    return Headed(data.task, head), given
+    if not reading.rest:
+        return Headed(data.task, head), given
+    # What the head applies of the backbone is no part of the learner: it stays as it is, in use.
+    body = Tuned(backbone, data.task, torch.nn.Identity(), reading, "frozen").to(backbone.device)
+    return Headed(data.task, head, body.eval().requires_grad_(False).rest), given
 
 
-def _features(backbone: Backbone, data: Data, reading: Reading) -> dict[str, NDArray[Any]]:
-    """Return what is read of every split."""
+def _features(backbone: Backbone, data: Data, reading: Reading, split: str) -> NDArray[Any]:
+    """Return what is read of a split."""
     count = len(data.train) + len(data.val) + len(data.test)
     needed = 4 * count * int(np.prod(reading.shape))
     if needed > MOST_BYTES:
@@ -352,11 +385,9 @@ def _features(backbone: Backbone, data: Data, reading: Reading) -> dict[str, NDA
             "Lower the input size, use fewer images, or tune the backbone",
         )  # fmt: skip
     learner = Tuned(backbone, data.task, torch.nn.Identity(), reading, "frozen").to(backbone.device).eval()
-    kept = {}
-    for split in ("train", "val", "test"):
-        part: Part = getattr(data, split)
-        parts = np.array_split(part.pixels, -(-len(part) // BATCH_SIZE))
-        with torch.inference_mode():
-            read = [learner.represent(images_of(backbone, one)).float().cpu().numpy() for one in parts]
-        kept[split] = np.concatenate(read)
-    return kept
+    part: Part = getattr(data, split)
+    parts = np.array_split(part.pixels, -(-len(part) // BATCH_SIZE))
+    with torch.inference_mode():
+        return np.concatenate(
+            [learner.represent(images_of(backbone, one)).float().cpu().numpy() for one in parts]
+        )

@@ -22,7 +22,7 @@ from probekit.compute import choose_device
 from probekit.data.images import ImageSet
 from probekit.errors import CheckpointError, InputError, TrainingDiverged
 from probekit.files import digest_json, read_json, write_json
-from probekit.finetuning.cell import Data, Finetuning, Trained, check_modes, finetune
+from probekit.finetuning.cell import Data, Finetuning, Trained, check_modes, finetune, new_head
 from probekit.finetuning.changes import measure_changes
 from probekit.finetuning.curves import (
     OTHER_DRAW,
@@ -141,8 +141,7 @@ class Grid:
         first = backbones[0]
         _check_alike(name or first.name, backbones)
         task = find_task(settings["task"], images, settings["target"])
-        for one in backbones:
-            read_for(one, task)
+        readings = [read_for(one, task) for one in backbones]
         groups = group_blocks(first, settings["by"])
         absent = _absent_modes(backbones, settings["modes"])
         points = [
@@ -154,6 +153,8 @@ class Grid:
         if seen not in opened:
             opened[seen] = Data.open(images, task, first.preprocessing, settings["fraction"])
         data = opened[seen]
+        task.check(data.train.truth, data.val.truth, data.test.truth, tuned=settings["tuned"])
+        new_head(data, readings[0], settings["seed"])
         grid = cls(
             name or first.name, backbones, data, groups, points, absent, settings, folder, fold, finished
         )
@@ -175,9 +176,15 @@ class Grid:
         return range(len(self.backbones) if self.is_arm else self.settings["trials"])
 
     @property
+    def trains(self) -> bool:
+        """Whether anything is trained: steps and learning rates matter."""
+        return bool(self.settings["tuned"]) or self.data.task.head_learns
+
+    @property
     def rates(self) -> list[float]:
-        """Learning rates to choose from, ascending."""
-        return sorted(float(one) for one in self.settings["lr"])
+        """Learning rates to choose from, ascending; one where nothing is trained."""
+        rates = sorted(float(one) for one in self.settings["lr"])
+        return rates if self.trains else rates[:1]
 
     def of(self, trial: int) -> Backbone:
         """Return the backbone of a trial."""
@@ -307,7 +314,8 @@ class Grid:
         except (RuntimeError, MemoryError, OSError, ValueError) as error:
             log.exception("A training of %s failed, and the others go on", self.name)
             return {"status": f"{type(error).__name__}: {error}", FAILED: True}
-        lines = (unfinished / METRICS).read_text(encoding="utf-8").splitlines()
+        journal = unfinished / METRICS
+        lines = journal.read_text(encoding="utf-8").splitlines() if self.trains else []
         return {**told, "curve": [json.loads(line) for line in lines], "folder": str(unfinished)}
 
     def _state(self, cell: Cell) -> Backbone:
@@ -402,6 +410,8 @@ def _told(trained: Trained, data: Data, seed: int) -> dict[str, Any]:
     told: dict[str, Any] = {"val": trained.val, "test": {}, "intervals": {}, **trained.facts}
     for metric, score in trained.test.items():
         told["test"][metric] = score.value
+        if score.interval is not None:
+            told["intervals"][metric] = list(score.interval)
         if len(score.units):
             stream = random_stream("bootstrap of finetuning", metric, seed)
             low, high = bootstrap_means(score.units[:, None], draws=DRAWS, stream=stream)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -14,6 +16,8 @@ from probekit.backbones.batch_norm import is_folded
 from probekit.errors import InputError
 from probekit.taps.facts import layer_facts, list_blocks
 from probekit.taps.readout import Layout, map_size, read
+from probekit.taps.record import record
+from probekit.taps.tap import Tap
 from probekit.taps.trace import returned_tensors
 from probekit.training.loop import Learner
 
@@ -22,10 +26,17 @@ if TYPE_CHECKING:
 
 # Positions a side that a head sees of a grid.
 SIDE = 3
+# Relative distance up to which two ways through the same modules are the same.
+NEAR = 1e-3
 # What batch norm does while a backbone is trained: takes the statistics of the batch, or keeps its own.
 BATCH_NORM = ("train", "frozen")
 
 Batch = tuple[Tensor, Tensor]
+Rest = Callable[[Tensor], Tensor]
+
+
+class _Read(Exception):
+    """Raised once a map is read, behind which the head goes on itself."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,8 @@ class Reading:
         layout: Of that tensor.
         readout: What is read.
         shape: Of what is read, per image.
+        rest: Modules behind what is read, which the head is given as a function; none for most tasks.
+        width: Channels behind these.
     """
 
     path: str
@@ -47,6 +60,13 @@ class Reading:
     layout: Layout
     readout: str
     shape: tuple[int, ...]
+    rest: tuple[str, ...] = ()
+    width: int = 0
+
+    @property
+    def told(self) -> tuple[int, ...]:
+        """Shapes that a head is made for."""
+        return (*self.shape, self.width) if self.rest else self.shape
 
     def __call__(self, activation: Tensor) -> Tensor:
         """Return (N, …) what the head is given."""
@@ -57,9 +77,12 @@ def read_for(backbone: Backbone, task: Task) -> Reading:
     """Return how a task reads the deepest block, so that every level lies on the way to its head.
 
     Raises:
-        InputError: If the task needs positions and the block has none.
+        InputError: If the task needs positions and the block has none, or a last stage that can be applied
+            to any map.
         TapError: If the block cannot be read.
     """
+    if task.reads == "stages":
+        return _read_stages(backbone, task)
     block = list_blocks(backbone)[-1]
     facts = layer_facts(backbone)
     tap = block.tap
@@ -77,6 +100,56 @@ def read_for(backbone: Backbone, task: Task) -> Reading:
     return Reading(tap.path, tap.element, tap.place, layout, readout, tuple(shape))
 
 
+def _read_stages(backbone: Backbone, task: Task) -> Reading:
+    """Return how the map before the last stage is read, and the modules of that stage and of what follows.
+
+    Raises:
+        InputError: If the backbone has no two stages of maps, or its last stage is more than its modules one
+            after the other.
+    """
+    blocks, facts = list_blocks(backbone), layer_facts(backbone)
+    before = [block for block in blocks if block.stride < blocks[-1].stride]
+    tap = before[-1].tap if before else blocks[-1].tap
+    if not before or {facts.layout(one).axes for one in (tap, blocks[-1].tap)} != {"NCHW"}:
+        raise InputError(
+            f"maps of at least two strides, channels first, for {task.name} on the last stage",
+            f"{len({block.stride for block in blocks})} and axes {facts.layout(tap).axes} in {backbone.name}",
+            "Choose a convolutional network with stages, or --task detection",
+        )  # fmt: skip
+    called = facts.trace.calls
+    members = [one for block in blocks[len(before) :] for one in block.members if called.get(one)]
+    # Norms that follow the deepest block are part of it by their parameters, but come after what is read.
+    end = called[blocks[-1].path][-1].ended
+    within = [one for one in members if called[one][-1].ended <= end]
+    rest = tuple(sorted(within, key=lambda one: called[one][-1].started))
+    shape = facts.value(tap).shape[1:]
+    width = facts.value(blocks[-1].tap).shape[1]
+    reading = Reading(tap.path, tap.element, tap.place, facts.layout(tap), "raw", tuple(shape), rest, width)
+    _check_rest(backbone, task, reading, blocks[-1].tap)
+    return reading
+
+
+def _check_rest(backbone: Backbone, task: Task, reading: Reading, deepest: Tap) -> None:
+    """Refuse a last stage that is more than its modules one after the other."""
+    size = backbone.preprocessing.size
+    images = torch.linspace(-1, 1, 3 * size**2, device=backbone.device).view(1, 3, size, size)
+    learner = Tuned(backbone, task, nn.Identity(), reading, "frozen").eval()
+    with record(backbone, replace(deepest, readout="raw")) as run:
+        (whole,) = run(images).values()
+    why = "these make something else of an image"
+    try:
+        with torch.no_grad():
+            parts = learner.deepest(images)
+        same = parts.shape == whole.shape and bool((parts - whole).norm() <= NEAR * whole.norm())
+    except (TypeError, RuntimeError, NotImplementedError) as error:
+        same, why = False, str(error)[:100]
+    if not same:
+        raise InputError(
+            f"what {backbone.name} computes from modules one after the other: {', '.join(reading.rest)}",
+            why, "Choose a network whose stages are consecutive modules, or --task detection",
+        )  # fmt: skip
+
+
 def _readout(backbone: Backbone, task: Task, layout: Layout, size: tuple[int, int] | None) -> str:
     if task.reads == "vector":
         return {"NC": "raw", "NLC": "patch_mean"}.get(layout.axes, "gap")
@@ -92,15 +165,21 @@ def _readout(backbone: Backbone, task: Task, layout: Layout, size: tuple[int, in
 
 
 class Headed(Learner[Batch]):
-    """A head on what is read already: on features of a frozen backbone."""
+    """A head on what is read already: on features of a frozen backbone.
 
-    def __init__(self, task: Task, head: nn.Module) -> None:
+    Args:
+        task: What is learnt.
+        head: Of the task.
+        rest: The part of the backbone that the head applies itself, not trained here; None for most tasks.
+    """
+
+    def __init__(self, task: Task, head: nn.Module, rest: Rest | None = None) -> None:
         super().__init__()
-        self.task, self.head = task, head
+        self.task, self.head, self.behind = task, head, rest
 
     def outputs(self, given: Tensor) -> Tensor:
         """Return what the head makes of a batch."""
-        made: Tensor = self.head(given)
+        made: Tensor = self.head(given) if self.behind is None else self.head(given, self.behind)
         return made
 
     def forward(self, batch: Batch) -> Tensor:
@@ -134,7 +213,7 @@ class Tuned(Headed):
         batch_norm: str,
         still: Sequence[str] = (),
     ) -> None:
-        super().__init__(task, head)
+        super().__init__(task, head, self.rest if reading.rest else None)
         if batch_norm not in BATCH_NORM:
             raise InputError(f"batch norm among {', '.join(BATCH_NORM)}", repr(batch_norm), "Choose one")
         if batch_norm == "train" and is_folded(backbone.module):
@@ -155,17 +234,29 @@ class Tuned(Headed):
         # Read at once: what follows may change the tensor in place.
         live = returned_tensors(returned).pick(self.reading.element, self.reading.place)[1]
         self._read.append(self.reading(live))
+        if self.reading.rest:
+            raise _Read
 
     def represent(self, images: Tensor) -> Tensor:
         """Return what the head is given of a batch."""
         self._read.clear()
-        self.module(images)
+        with suppress(_Read):
+            self.module(images)
         return self._read.pop()
+
+    def rest(self, maps: Tensor) -> Tensor:
+        """Return (n, D′, …) what the modules behind what is read make of maps, of any size."""
+        for path in self.reading.rest:
+            maps = self.module.get_submodule(path)(maps)
+        return maps
+
+    def deepest(self, images: Tensor) -> Tensor:
+        """Return what the deepest block says of a batch, as the head is given it."""
+        return self.rest(self.represent(images))
 
     def outputs(self, given: Tensor) -> Tensor:
         """Return what the head makes of a batch of images."""
-        made: Tensor = self.head(self.represent(given))
-        return made
+        return super().outputs(self.represent(given))
 
     def train(self, mode: bool = True) -> Tuned:
         """Set the mode of backbone and head; frozen batch norm stays as it is in use."""

@@ -108,14 +108,14 @@ def _metric_row(grid: Grid, cell: Cell, metric: str) -> Row:
     row["value"] = found["test"][metric]
     if metric in found["intervals"]:
         low, high = found["intervals"][metric]
-        row |= {"ci_low": low, "ci_high": high, "ci_kind": "bootstrap,test units"}
+        row |= {"ci_low": low, "ci_high": high, "ci_kind": grid.data.task.interval_kind}
     return row
 
 
 def training_facts(grid: Grid, cell: Cell) -> Row:
     """Return what tells the rows of one training from those of others."""
     told = params(grid, cell.point.kept, cell.point.mode) | {
-        "lr": cell.lr,
+        "lr": cell.lr if grid.trains else None,
         "lr_at_edge": len(grid.rates) > 1 and cell.lr in (grid.rates[0], grid.rates[-1]),
         **({} if grid.fold is None else {"fold": grid.fold}),
     }
@@ -209,7 +209,7 @@ def params(grid: Grid, kept: Sequence[str], mode: str) -> Row:
         "replaced": [name for name in every if name not in kept],
         "mode": mode,
         "by": s["by"],
-        "steps": s["steps"],
+        "steps": s["steps"] if grid.trains else 0,
         "batch_size": s["batch_size"],
         "n_train": len(grid.data.train),
         **{name: s[name] for name in _SHARED},

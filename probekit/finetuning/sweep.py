@@ -64,8 +64,10 @@ def transfer(
         data: A data set with train and test images, in the grammar of ``open_images`` or opened.
         arms: Name → models that differ in nothing but the seed of their pretraining. Each is trained in one
             trial, of its place; learning rates are chosen on the first, and intervals are over them.
-        task: ``classification``, ``landmarks``, ``segmentation``, ``segmentation/one-layer`` or
-            ``detection``.
+        task: ``classification``; ``episodes``, few-shot recognition with a frozen backbone, or
+            ``episodes/novel``, which trains on half of the classes; ``landmarks``; ``segmentation``, also
+            with ``/one-layer`` or ``/deeplabv3``; ``detection``, also with ``/c4`` or ``/c4-norm`` (Faster
+            R-CNN).
         target: Name of its target; None takes the first of the kind that the task needs.
         tuned: Whether the backbone is trained with its head; else the head alone, on its features.
         batch_norm: While a backbone is trained, ``train`` takes the statistics of each batch, ``frozen``
@@ -139,8 +141,10 @@ def reset_curves(
         data: A data set with train and test images, in the grammar of ``open_images`` or opened.
         arms: Name → models that differ in nothing but the seed of their pretraining. Each is trained in one
             trial, of its place; learning rates are chosen on the first, and intervals are over them.
-        task: ``classification``, ``landmarks``, ``segmentation``, ``segmentation/one-layer`` or
-            ``detection``.
+        task: ``classification``; ``episodes``, few-shot recognition with a frozen backbone, or
+            ``episodes/novel``, which trains on half of the classes; ``landmarks``; ``segmentation``, also
+            with ``/one-layer`` or ``/deeplabv3``; ``detection``, also with ``/c4`` or ``/c4-norm`` (Faster
+            R-CNN).
         target: Name of its target; None takes the first of the kind that the task needs.
         curves: Among ``prefix`` (the first n are kept), ``suffix`` (the last n), ``leave-one-out``,
             ``keep-one``; ``selffer``, the first n of the network trained from scratch on this task are kept
@@ -177,13 +181,13 @@ def reset_curves(
         jobs: Parallel workers.
 
     Returns:
-        A table with the task's metrics of every state and trial, interval over test images, null that of an
-        answer that looks at no image; and, over trials, ``gain``, ``recovered_fraction``,
-        ``high_level_share``, ``depth_90``, ``reuse_share``, ``co_adaptation``, ``steps_to_90`` (of the whole
-        backbone's way from the null, on val), ``distance_moved`` and ``cka_kept`` of each group, and
-        ``rewind_drop``. What is kept, the mode, the learning rate and whether it lies at the edge of its grid
-        stand in ``params``. Intervals over trials speak of this checkpoint only. Attached are the curves, and
-        all trainings, which ``finished`` takes.
+        A table with the task's metrics of every state and trial, interval over test images (of episodes: over
+        classes), null that of an answer that looks at no image; and, over trials, ``gain``,
+        ``recovered_fraction``, ``high_level_share``, ``depth_90``, ``reuse_share``, ``co_adaptation``,
+        ``steps_to_90`` (of the whole backbone's way from the null, on val), ``distance_moved`` and
+        ``cka_kept`` of each group, and ``rewind_drop``. What is kept, the mode, the learning rate and whether
+        it lies at the edge of its grid stand in ``params``. Intervals over trials speak of this checkpoint
+        only. Attached are the curves, and all trainings, which ``finished`` takes.
 
     Raises:
         InputError: If models, data, task or a setting cannot be used, before anything is trained.

@@ -14,6 +14,7 @@ _HOMES = {
     "Classes": "class_geometry",
     "CrossMoments": "moments",
     "Diagnosis": "detection",
+    "Episodes": "episodes",
     "Estimate": "class_geometry",
     "Gallery": "class_geometry",
     "Marks": "detection",
@@ -42,6 +43,7 @@ _HOMES = {
     "debiased_cka": "similarity",
     "diagnose_detections": "detection",
     "directional_variance": "class_geometry",
+    "draw_episodes": "episodes",
     "effective_rank": "spectrum",
     "energy_inside": "localisation",
     "error_weights": "detection",
@@ -64,6 +66,7 @@ _HOMES = {
     "map_scores": "probe_maps",
     "mean_average_precision": "detection",
     "mean_fractions": "detection_breakdown",
+    "mean_over_episodes": "episodes",
     "merge": "moments",
     "minibatch_cka": "similarity",
     "mutual_neighbours": "similarity",
@@ -87,6 +90,7 @@ _HOMES = {
     "retrieval": "class_geometry",
     "row_cosines": "invariance",
     "row_distances": "invariance",
+    "score_episodes": "episodes",
     "self_duality": "transferability",
     "spectral_decay": "spectrum",
     "standardisation": "standardise",
@@ -138,6 +142,10 @@ if TYPE_CHECKING:
     from probekit.functional.detection_breakdown import mean_fractions as mean_fractions
     from probekit.functional.detection_breakdown import overlaps as overlaps
     from probekit.functional.detection_breakdown import top_of_class as top_of_class
+    from probekit.functional.episodes import Episodes as Episodes
+    from probekit.functional.episodes import draw_episodes as draw_episodes
+    from probekit.functional.episodes import mean_over_episodes as mean_over_episodes
+    from probekit.functional.episodes import score_episodes as score_episodes
     from probekit.functional.image_quality import gradient_deviation as gradient_deviation
     from probekit.functional.image_quality import peak_signal_to_noise as peak_signal_to_noise
     from probekit.functional.image_quality import structural_similarity as structural_similarity

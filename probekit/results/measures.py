@@ -226,6 +226,18 @@ MEASURES: dict[str, MetricFacts] = {
         "Mean distance of the points that are there from where the task says they are, divided by the square "
         "root of the area of the box around them. The null is the mean shape of the training images.",
     ),
+    "five_shot_accuracy": share(
+        "5-way 5-shot accuracy",
+        "Share of query images that go to their class by the nearest mean of 5 labelled images, among 5 "
+        "classes at a time, averaged over episodes. Chance is one in five, whatever the number of classes. "
+        "The interval is over classes: episodes share images, so that one over them would be too narrow.",
+        chance=False,
+    ),
+    "one_shot_accuracy": share(
+        "5-way 1-shot accuracy",
+        "The same with one labelled image of each class: the first of the 5.",
+        chance=False,
+    ),
     "mean_iou": MetricFacts(
         "Mean IoU",
         "",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -76,12 +77,8 @@ class Detection(Task):
 
     def loss(self, outputs: Any, truth: Tensor) -> Tensor:  # noqa: ANN401 - of torchvision's head
         """Return the sum of focal loss, box loss and centre loss."""
-        targets = []
-        for one in truth:
-            real = one[(one[:, _CLASS] >= 0) & (one[:, _LAST] == 0)]
-            targets.append({"boxes": real[:, :4], "labels": real[:, _CLASS].long()})
         losses = outputs["detector"].compute_loss(
-            targets, outputs["made"], outputs["anchors"], [outputs["places"]]
+            as_targets(truth), outputs["made"], outputs["anchors"], [outputs["places"]]
         )
         total: Tensor = sum(losses.values())
         return total
@@ -93,13 +90,7 @@ class Detection(Task):
         found = outputs["detector"].postprocess_detections(
             made, [[one] for one in outputs["anchors"]], shapes
         )
-        answers = np.full((len(found), MOST_DETECTIONS, 6), -1, np.float32)
-        for row, one in enumerate(found):
-            count = len(one["scores"])
-            answers[row, :count, :4] = one["boxes"].cpu().numpy()
-            answers[row, :count, _CLASS] = one["labels"].cpu().numpy()
-            answers[row, :count, _LAST] = one["scores"].cpu().numpy()
-        return answers
+        return as_answers(found)
 
     def score(self, answers: Values, truth: Values) -> Mapping[str, Score]:
         """Return the average precisions."""
@@ -109,6 +100,62 @@ class Detection(Task):
     def baseline(self, train: Values, test: Values) -> Mapping[str, float]:
         """Return 0: what is said without looking is found nowhere."""
         return dict.fromkeys(self.metrics, 0.0)
+
+
+@dataclass(frozen=True)
+class RegionDetection(Detection):
+    """Faster R-CNN on C4: proposals from the map before the last stage, which then reads each region.
+
+    torchvision's region proposal network, RoIAlign and losses; the last stage of the backbone is the head of
+    regions, trained with it or frozen as it is, with its batch norm as ``batch_norm`` says. So every level
+    lies on the way to classes and boxes; proposals are made without the last stage, as they are in C4.
+    Detections and metrics as of ``Detection``. Source: Ren, He, Girshick and Sun, Faster R-CNN (NeurIPS
+    2015); He et al., Mask R-CNN (ICCV 2017), section 3, ResNet-50-C4.
+
+    Attributes:
+        norm: Whether a batch norm with gain and shift stands between the last stage and its mean over
+            positions, as in MoCo's detector (He et al., CVPR 2020, appendix); else one without them stands
+            behind the mean.
+    """
+
+    reads: ClassVar[str] = "stages"
+
+    norm: bool = False
+
+    def head(self, shape: Sequence[int], truth: Values, size: int) -> nn.Module:
+        """Return a head that maps (N, D, H, W) and the last stage to what loss and answers are made from."""
+        from probekit.tasks.two_stage import TwoStage
+
+        return TwoStage(tuple(shape), len(self.classes), size, norm=self.norm)
+
+    def loss(self, outputs: Any, truth: Tensor) -> Tensor:  # noqa: ANN401 - of that head
+        """Return the sum of the losses of proposals and of regions, in classes and in boxes."""
+        return outputs.loss(as_targets(truth))  # type: ignore[no-any-return]
+
+    def answer(self, outputs: Any) -> Values:  # noqa: ANN401 - of that head
+        """Return (N, 100, 6) detections, best first."""
+        return as_answers(outputs.detections())
+
+    def facts(self) -> dict[str, Any]:
+        """Return what stands for the task in keys."""
+        return {**super().facts(), "head": "c4-norm" if self.norm else "c4"}
+
+
+def as_targets(truth: Tensor) -> list[dict[str, Tensor]]:
+    """Return boxes and labels of each image as torchvision takes them, from (N, K, 6) truth; no crowds."""
+    real = [one[(one[:, _CLASS] >= 0) & (one[:, _LAST] == 0)] for one in truth]
+    return [{"boxes": one[:, :4], "labels": one[:, _CLASS].long()} for one in real]
+
+
+def as_answers(found: Sequence[Mapping[str, Tensor]]) -> Values:
+    """Return (N, 100, 6) detections from boxes, labels and scores of each image, best first."""
+    answers = np.full((len(found), MOST_DETECTIONS, 6), -1, np.float32)
+    for row, one in enumerate(found):
+        count = len(one["scores"])
+        answers[row, :count, :4] = one["boxes"].cpu().numpy()
+        answers[row, :count, _CLASS] = one["labels"].cpu().numpy()
+        answers[row, :count, _LAST] = one["scores"].cpu().numpy()
+    return answers
 
 
 def as_detections(answers: Values) -> Marks:

@@ -18,7 +18,7 @@ from probekit.tasks.task import Score, Task, Values
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-DECODERS = ("linear", "one-layer")
+DECODERS = ("linear", "one-layer", "deeplabv3")
 # Channels of the one layer of that decoder.
 WIDTH = 64
 
@@ -33,7 +33,8 @@ class Segmentation(Task):
     4.3.
 
     Attributes:
-        decoder: ``linear``, a 1 × 1 convolution; or ``one-layer``, 3 × 3 with batch norm and ReLU before it.
+        decoder: ``linear``, a 1 × 1 convolution; ``one-layer``, 3 × 3 with batch norm and ReLU before it; or
+            ``deeplabv3``, torchvision's head with dilated convolutions side by side, see ``atrous.Atrous``.
     """
 
     name: ClassVar[str] = "segmentation"
@@ -61,9 +62,23 @@ class Segmentation(Task):
         return found
 
     def head(self, shape: Sequence[int], truth: Values, size: int) -> nn.Module:
-        """Return a head that maps (N, D, H, W) to (N, C, S, S) logits."""
+        """Return a head that maps (N, D, H, W) to (N, C, S, S) logits.
+
+        Raises:
+            InputError: If the map is too small for the decoder.
+            DataError: If there is one training image, and the decoder takes statistics over images.
+        """
         from torch import nn
 
+        if self.decoder == "deeplabv3":
+            if len(truth) < 2:
+                raise DataError(
+                    "at least two training images, for the batch norm of DeepLabv3's pooled branch",
+                    f"{len(truth)}", "Use more, or segmentation/one-layer",
+                )  # fmt: skip
+            from probekit.tasks.atrous import Atrous
+
+            return Atrous(shape, len(self.classes), size)
         width = shape[0]
         layers: list[nn.Module] = [nn.BatchNorm2d(width, affine=False)]
         if self.decoder == "one-layer":

@@ -26,10 +26,12 @@ class Score:
     Attributes:
         value: The metric.
         units: (N,) values an image whose mean it is; empty for a metric that is no mean over images.
+        interval: Its ends, where they are known without resampling the units.
     """
 
     value: float
     units: NDArray[np.float64]
+    interval: tuple[float, float] | None = None
 
     @classmethod
     def mean_of(cls, units: NDArray[Any]) -> Score:
@@ -55,10 +57,15 @@ class Task(ABC):
     # Whether more of the first metric is better.
     higher_is_better: ClassVar[bool] = True
     # How its head is given the deepest block: ``vector`` (N, D), the mean over positions; ``grid`` (N, 9·D),
-    # means over at most 3 × 3 parts; ``map`` (N, D, H, W).
+    # means over at most 3 × 3 parts; ``map`` (N, D, H, W); ``stages``, the map before the last stage, with
+    # that stage as a function that the head applies itself.
     reads: ClassVar[str]
     # Whether the answers to the test images are kept with a training, to be looked into later.
     keeps: ClassVar[bool] = False
+    # Whether its head learns from the features of a frozen backbone; else nothing is trained there.
+    head_learns: ClassVar[bool] = True
+    # What the intervals of its metrics are.
+    interval_kind: ClassVar[str] = "bootstrap,test units"
 
     target: str
     classes: tuple[str, ...]
@@ -72,7 +79,8 @@ class Task(ABC):
         """Return a new head.
 
         Args:
-            shape: Of what is read, per image.
+            shape: Of what is read, per image; for ``stages`` (D, H, W, D′): the map before the last stage,
+                and the channels behind it.
             truth: Of the training images.
             size: Side of the input in pixels.
         """
@@ -92,6 +100,13 @@ class Task(ABC):
     @abstractmethod
     def baseline(self, train: Values, test: Values) -> Mapping[str, float]:
         """Return the metrics of an answer that looks at no image."""
+
+    def rows(self, images: ImageSet, role: str) -> NDArray[np.int64]:
+        """Return the places of the images of a split that are used."""
+        return images.indices(role)
+
+    def check(self, train: Values, val: Values, test: Values, *, tuned: bool) -> None:  # noqa: B027
+        """Refuse truth that cannot be learnt or scored, before anything is trained."""
 
     def pixels(self, images: ImageSet, index: int, preprocessing: Preprocessing) -> NDArray[np.uint8]:
         """Return one image as the backbone is given it, before normalisation: (S, S, 3)."""

@@ -26,9 +26,11 @@ from probekit import (
 from probekit.cli.main import app
 from probekit.errors import DataError, InputError
 from probekit.figures import draw_transfer
+from probekit.finetuning import cell as cell_module
 from probekit.finetuning import cells
 from probekit.finetuning.cell import Data, Finetuning, Trained, batch_rows, finetune
 from probekit.finetuning.curves import Point, group_blocks, put_in_state
+from probekit.functional import CrossMoments, debiased_cka
 from probekit.tasks.choosing import find_task
 from probekit.tasks.task import Score
 from probekit.training.optimisers import Optimisation
@@ -217,19 +219,83 @@ def test_frozen_backbones_learn_the_head_alone(tmp_path: Path):
     [
         ("landmarks", "shapeworld/source,train=40,test=20,annotations=keypoints", "normalised_error"),
         ("detection", "shapeworld/scenes,train=40,test=20,annotations=boxes", "ap50"),
+        ("detection/c4", "shapeworld/scenes,train=24,test=6,annotations=boxes", "ap50"),
         ("segmentation", "shapeworld/source,train=40,test=20,annotations=masks", "mean_iou"),
         ("segmentation/one-layer", "shapeworld/source,train=40,test=20,annotations=masks", "mean_iou"),
+        ("segmentation/deeplabv3", "shapeworld/source,train=20,test=6,annotations=masks", "mean_iou"),
     ],
 )
 @pytest.mark.parametrize("tuned", [True, False])
 def test_tasks_with_places_are_learnt(task, data, metric, tuned, tmp_path: Path):
     table = transfer(
-        WORDS, data, task=task, tuned=tuned, store=tmp_path, **(QUICK | {"trials": 1, "steps": 2})
+        WORDS if task != "segmentation/deeplabv3" else f"{WORDS},size=96",
+        data,
+        task=task,
+        tuned=tuned,
+        store=tmp_path,
+        **(QUICK | {"trials": 1, "steps": 2}),
     )
     rows = table.where(metric=metric).frame
     assert len(rows) == 2
     assert rows["value"].notna().all()
     assert rows["null"].notna().all()
+
+
+def few_shot_rows(tmp_path: Path, **settings: object) -> ResultTable:
+    data = "shapeworld/source,train=240,test=500,val=240"
+    return reset_curves(
+        WORDS,
+        data,
+        curves=["prefix"],
+        modes=["random"],
+        store=tmp_path,
+        **(QUICK | {"lr": [1e-3, 3e-3]} | settings),
+    )
+
+
+@pytest.mark.slow
+def test_episodes_of_a_frozen_backbone_train_nothing_and_follow_resets(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(cell_module, "train", lambda *_, **__: pytest.fail("nothing is to be trained"))
+    table = few_shot_rows(tmp_path, task="episodes", tuned=False)
+    rows = state_rows(table).query("metric == 'five_shot_accuracy'")
+    whole = rows[[json.loads(one)["mode"] == "" for one in rows["params"]]]
+    assert whole["value"].nunique() == 1
+    assert (whole["null"] == 0.2).all()
+    assert set(whole["ci_kind"]) == {"jackknife,classes"}
+    assert (whole["ci_low"] < whole["value"]).all()
+    assert {json.loads(one)["lr"] for one in rows["params"]} == {None}
+    assert {json.loads(one)["steps"] for one in rows["params"]} == {0}
+    # Every state says something of its own: whole, scratch, low kept, low and mid kept.
+    first = rows[rows["trial_seed"] == 0]
+    assert first["value"].nunique() == 4
+    assert set(draw_transfer(table)) == {"reset"}
+    assert few_shot_rows(tmp_path, task="episodes", tuned=False).frame["value"].equals(table.frame["value"])
+
+
+def test_episodes_of_a_frozen_backbone_are_those_of_its_features(tmp_path: Path):
+    data = "shapeworld/source,train=60,test=500"
+    table = transfer(WORDS, data, task="episodes", tuned=False, store=tmp_path, **QUICK)
+    backbone, images = load_backbone(WORDS), open_images(data)
+    test = images.split("test")
+    features = probekit.extract(backbone, test, "penultimate", store=tmp_path)
+    (values,) = features.values()
+    task = find_task("episodes", images)
+    expected = task.score(values.matrix(), test.targets["class"].values)["one_shot_accuracy"].value
+    (found,) = set(state_rows(table, mode="").query("metric == 'one_shot_accuracy'")["value"])
+    assert found == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_episodes_of_a_tuned_backbone_are_of_classes_it_was_not_trained_on(tmp_path: Path):
+    data = "shapeworld/source,train=240,test=500,val=240"
+    with pytest.raises(InputError, match="classes that are not trained on"):
+        transfer(WORDS, data, task="episodes", store=tmp_path, **QUICK)
+    table = transfer(WORDS, data, task="episodes/novel", store=tmp_path, **QUICK)
+    rows = state_rows(table).query("metric == 'five_shot_accuracy'")
+    assert rows["value"].notna().all()
+    assert set(rows["n"]) == {250}
+    assert {json.loads(one)["n_train"] for one in rows["params"]} == {120}
+    assert set(draw_transfer(table)) == {"reset", "learning"}
 
 
 def test_a_share_of_the_training_images_keeps_every_class():
@@ -258,11 +324,20 @@ def test_an_epoch_visits_every_image_at_most_once():
         ({"fraction": 0.0}, "fraction of the training images"),
         ({"optimiser": "lion"}, "an optimiser among"),
         ({"target": "colour"}, "kind class for classification"),
+        ({"task": "episodes", "tuned": False}, "at least 5 classes in test"),
+        ({"task": "detection/c5"}, "a task among"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_trained(settings, part, tmp_path: Path):
-    with pytest.raises(InputError, match=part):
+    with pytest.raises((InputError, DataError), match=part):
         transfer(WORDS, DATA, store=tmp_path, **(QUICK | settings))
+    assert not (tmp_path / "finetuning").exists()
+
+
+def test_maps_too_small_for_a_head_are_refused_before_anything_is_trained(tmp_path: Path):
+    masks = "shapeworld/source,train=60,test=30,annotations=masks"
+    with pytest.raises(InputError, match="6 × 6 positions for DeepLabv3"):
+        transfer(WORDS, masks, task="segmentation/deeplabv3", store=tmp_path, **QUICK)
     assert not (tmp_path / "finetuning").exists()
 
 
@@ -302,6 +377,21 @@ def test_the_command_leaves_tables_figures_and_a_page(tmp_path: Path):
     lines = [line.get_label() for axes in figures["reset"].axes for line in axes.get_lines()]
     assert lines
     assert probekit.ResultTable is ResultTable
+
+
+def test_rows_in_their_span_have_the_same_cka():
+    stream = np.random.default_rng(0)
+    x, noise = stream.normal(2, 1, (20, 60)), stream.normal(size=(20, 60))
+    y = x + noise
+
+    def alike(one: np.ndarray, other: np.ndarray) -> float:
+        sides = CrossMoments.of(one, one), CrossMoments.of(other, other)
+        return float(debiased_cka(CrossMoments.of(one, other), *sides))
+
+    short = cell_module.in_span(x), cell_module.in_span(y)
+    assert short[0].shape == (20, 20)
+    assert alike(*short) == pytest.approx(alike(x, y), abs=1e-9)
+    np.testing.assert_array_equal(cell_module.in_span(x.T), x.T)
 
 
 def test_a_backbone_that_falls_to_chance_in_training_mode_is_refused(tmp_path: Path):
