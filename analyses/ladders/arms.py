@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RANDOM = "random init"
+METRICS = ("accuracy", "r2")
 # Arms of equal images, and of equal time, by the names of their rungs.
 IMAGES, TIME = "images", "time"
 _SAME = ["target", "metric", "tap"]
 _WHERE = ["data", "split", "block", "level", "depth", "readout"]
 
 
-def over_seeds(probed: ResultTable) -> ResultTable:
+def over_seeds(probed: ResultTable, metrics: Sequence[str] = METRICS) -> ResultTable:
     """Return mean and differences of every arm, rung, target and tap, a pretraining seed a unit.
 
     Means have a t-interval over seeds. ``…_difference`` rows say ARM − random init, by Welch's interval for
@@ -30,15 +31,16 @@ def over_seeds(probed: ResultTable) -> ResultTable:
     difference does not count: an interval that holds 0, or another sign at equal time.
 
     Args:
-        probed: Probes of models called ``ARM seed-SEED RUNG`` and of their random-init controls.
+        probed: Of models called ``ARM seed-SEED RUNG`` and of their random-init controls.
+        metrics: What is compared.
     """
-    frame = _units(probed)
+    frame = _units(probed, metrics)
     return ResultTable.from_rows([*_means(frame), *_from_random(frame), *_from_supervised(frame)])
 
 
-def _units(probed: ResultTable) -> pd.DataFrame:
-    """Return accuracies and R² with arm, seed and rung of each row."""
-    frame = probed.where(metric=[one for one in ("accuracy", "r2") if one in probed.metrics]).frame
+def _units(probed: ResultTable, metrics: Sequence[str] = METRICS) -> pd.DataFrame:
+    """Return the rows of some metrics with arm, seed and rung."""
+    frame = probed.where(metric=[one for one in metrics if one in probed.metrics]).frame
     words = frame["model"].astype(str).str.split(" ")
     control = frame["model"].isin(probed.controls)
     frame = frame.assign(arm=words.str[0], seed=words.str[1], rung=words.str[-1])
@@ -174,3 +176,41 @@ def draw_arms(probed: ResultTable) -> Figure:
         ]  # fmt: skip
         add_footer(figure, notes)
     return finish(figure, "What each arm keeps, a pretraining seed a point, beside random init.")
+
+
+def draw_depth(table: ResultTable, panels: Mapping[str, tuple[str, str | None]], notes: list[str]) -> Figure:
+    """Draw means of arms over their seeds against depth, a panel a quantity.
+
+    Args:
+        table: Of models called as in ``over_seeds``.
+        panels: Title → metric, and its target; None for any.
+        notes: For the footer.
+    """
+    from probekit.figures.style import add_footer, add_legend, finish, looks, new_figure, plain, styled
+    from probekit.results.metrics import metric_facts
+
+    frame = _units(table, [metric for metric, _ in panels.values()])
+    look = looks(list(dict.fromkeys(frame["arm"])))
+    with styled():
+        figure = new_figure(1.2 + 2.3 * len(panels), 3.0)
+        handles: dict[str, Any] = {}
+        axes_of = figure.subplots(1, len(panels), squeeze=False).ravel()
+        for axes, (title, (metric, target)) in zip(axes_of, panels.items(), strict=True):
+            own = frame[(frame["metric"] == metric) & ((frame["target"] == target) if target else True)]
+            for arm, rows in own.groupby("arm", sort=False):
+                by_depth = rows.groupby("depth")["value"]
+                means, name = by_depth.mean(), str(arm)
+                grey = {"color": "0.5", "linestyle": ":"} if name == RANDOM else {
+                    "color": look[name].colour, "marker": look[name].marker, "linestyle": look[name].dashes,
+                }  # fmt: skip
+                (handles[plain(name)],) = axes.plot(means.index, means, markersize=4, **grey)
+                ends = [t_interval(one.to_numpy(float)) for _, one in by_depth if len(one) > 1]
+                if len(ends) == len(means):
+                    low, high = np.transpose(ends)
+                    axes.fill_between(means.index, low, high, color=grey["color"], alpha=0.12, linewidth=0)
+            axes.set_title(plain(title))
+            axes.set_xlabel("Depth")
+            axes.set_ylabel(metric_facts(metric).axis)
+        add_legend(figure, list(handles.values()), list(handles))
+        add_footer(figure, ["Bands: 95 % t-interval over pretraining seeds", *notes])
+    return finish(figure, "What each arm keeps by depth, means over pretraining seeds.")
