@@ -305,7 +305,7 @@ class Grid:
                 told |= {"answers": trained.answers, "ids": self.data.images.ids[self.data.test.rows]}
             ends = (self.whole, Point((), SCRATCH))
             if cell.point in ends and isinstance(trained.learner, Tuned):
-                told["changes"] = measure_changes(state, trained.learner.module, self.groups, self.data)
+                told["changes"] = measure_changes(state, trained.learner.network(), self.groups, self.data)
         except TrainingDiverged as error:
             return {"status": str(error), "folder": str(unfinished)}
         except InputError:
@@ -330,7 +330,7 @@ class Grid:
             folder, one = self.folder / "finetuning" / self.key(scratch), self.finetuning(scratch)
             learner = load_kept(backbone, self.data, one, folder, one.optimisation.steps)
             assert isinstance(learner, Tuned)
-            backbone = backbone.edited(learner.module.requires_grad_(False), "trained from scratch")
+            backbone = backbone.edited(learner.network(), "trained from scratch")
         return put_in_state(backbone, self.groups, point, seed, norms, self.data, source)
 
     def _rewind(self, jobs: int) -> None:

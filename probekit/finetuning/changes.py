@@ -43,7 +43,6 @@ def measure_changes(
     """
     taps = [last_tap(before, group) for group in groups]
     pixels = data.test.pixels[:COMPARED]
-    # A copy without gradients is not needed: it is read, and thrown away.
     one, other = (_read(body, taps, pixels) for body in (before, before.edited(after, "finetuned")))
     found: dict[str, dict[str, float | None]] = {}
     for group, tap in zip(groups, taps, strict=True):

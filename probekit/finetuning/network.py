@@ -222,6 +222,8 @@ class Tuned(Headed):
                 f"{backbone.name}, whose batch norm is folded into its convolutions",
                 "Run probekit unfold first, or set batch_norm=frozen",
             )
+        # In a tuple, so that it is no part of what is trained.
+        self._bodies = (backbone.module,)
         self.module = copy_module(backbone.module).requires_grad_(True)
         self.still = tuple(still)
         for name, one in self.module.named_parameters():
@@ -243,6 +245,12 @@ class Tuned(Headed):
         with suppress(_Read):
             self.module(images)
         return self._read.pop()
+
+    def network(self) -> nn.Module:
+        """Return a copy of the backbone's network as it is now, without what reads it here."""
+        module = copy_module(self._bodies[0])
+        module.load_state_dict(self.module.state_dict())
+        return module
 
     def rest(self, maps: Tensor) -> Tensor:
         """Return (n, D′, …) what the modules behind what is read make of maps, of any size."""

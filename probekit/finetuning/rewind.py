@@ -87,7 +87,7 @@ def _finetuned(
     """Return a backbone after a step of its finetuning, and the network with its head."""
     learner = load_kept(backbone, data, one, folder, step)
     assert isinstance(learner, Tuned)
-    return backbone.edited(learner.module.requires_grad_(False), f"finetuned, step {step}"), learner
+    return backbone.edited(learner.network(), f"finetuned, step {step}"), learner
 
 
 def load_kept(backbone: Backbone, data: Data, one: Finetuning, folder: Path, step: int) -> Headed:
