@@ -16,6 +16,7 @@ import pandas as pd
 from probekit.errors import InputError, near_names
 from probekit.figures import (
     draw_attribution,
+    draw_boxes,
     draw_geometry,
     draw_invariance,
     draw_pretraining,
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 # Verb → module and function; the module is imported only when the verb runs.
 VERBS = {
     "probe": "probekit.probes.sweep:probe",
+    "boxes": "probekit.probes.boxes:probe_boxes",
     "pretrain": "probekit.pretraining.sweep:pretrain",
     "geometry": "probekit.geometry.sweep:measure_geometry",
     "invariance": "probekit.invariance.sweep:measure_invariance",
@@ -58,6 +60,13 @@ SMOKE: dict[str, dict[str, Any]] = {
         "few_shot_draws": 2,
         "shots": [1, 5],
         "random": 1,
+    },
+    "boxes": {
+        "penalties": [1.0, 0.1, 0.01],
+        "permutations": 3,
+        "bootstrap_draws": 200,
+        "random": 1,
+        "boxes": 200,
     },
     "pretrain": {"epochs": 2, "seeds": 1, "batch_size": 32, "queue": 64, "random": 1},
     "geometry": {"permutations": 3, "random": 1},
@@ -134,6 +143,7 @@ def execute(plan: Plan, out: str | Path | None, **places: Any) -> dict[str, Resu
 
 DRAWINGS: dict[str, Callable[[ResultTable], dict[str, Figure]]] = {
     "probe": draw_probe,
+    "boxes": draw_boxes,
     "pretrain": draw_pretraining,
     "geometry": draw_geometry,
     "invariance": draw_invariance,

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from probekit.cli.attribute import attribute
+from probekit.cli.boxes import boxes
 from probekit.cli.data import data
 from probekit.cli.demo import demo
 from probekit.cli.extract import extract
@@ -46,6 +47,7 @@ for verb in (
     extract,
     pretrain,
     probe,
+    boxes,
     geometry,
     invariance,
     similarity,

@@ -1,9 +1,11 @@
 """Tables to matplotlib figures; nothing here needs a weight or an image."""
 
+from probekit.figures.boxes import plot_what_where as plot_what_where
 from probekit.figures.curves import plot_depth as plot_depth
 from probekit.figures.curves import plot_few_shot as plot_few_shot
 from probekit.figures.drawing import draw as draw
 from probekit.figures.drawing import draw_attribution as draw_attribution
+from probekit.figures.drawing import draw_boxes as draw_boxes
 from probekit.figures.drawing import draw_geometry as draw_geometry
 from probekit.figures.drawing import draw_invariance as draw_invariance
 from probekit.figures.drawing import draw_pretraining as draw_pretraining

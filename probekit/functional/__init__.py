@@ -30,6 +30,7 @@ _HOMES = {
     "bootstrap_means": "intervals",
     "bootstrap_statistic": "intervals",
     "box_iou": "detection",
+    "box_offsets": "detection",
     "canonical_correlations": "similarity",
     "centred_gaussian": "localisation",
     "class_cosines": "class_geometry",
@@ -65,6 +66,7 @@ _HOMES = {
     "neural_collapse": "transferability",
     "omega_squared": "class_geometry",
     "paired_difference": "intervals",
+    "paired_iou": "detection",
     "participation_ratio": "spectrum",
     "peak_signal_to_noise": "image_quality",
     "perturbation_variance": "invariance",
@@ -117,9 +119,11 @@ if TYPE_CHECKING:
     from probekit.functional.detection import Marks as Marks
     from probekit.functional.detection import average_precision as average_precision
     from probekit.functional.detection import box_iou as box_iou
+    from probekit.functional.detection import box_offsets as box_offsets
     from probekit.functional.detection import diagnose_detections as diagnose_detections
     from probekit.functional.detection import error_weights as error_weights
     from probekit.functional.detection import mean_average_precision as mean_average_precision
+    from probekit.functional.detection import paired_iou as paired_iou
     from probekit.functional.image_quality import gradient_deviation as gradient_deviation
     from probekit.functional.image_quality import peak_signal_to_noise as peak_signal_to_noise
     from probekit.functional.image_quality import structural_similarity as structural_similarity
