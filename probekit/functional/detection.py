@@ -143,7 +143,7 @@ def box_offsets(regions: ArrayLike, truth: ArrayLike) -> FloatArray:
     """
     p, g = (np.asarray(one, np.float64).reshape(-1, 4) for one in (regions, truth))
     sides, wanted = p[:, 2:] - p[:, :2], g[:, 2:] - g[:, :2]
-    moved = (g[:, :2] + g[:, 2:] - p[:, :2] - p[:, 2:]) / 2
+    moved = (g - p).reshape(-1, 2, 2).mean(axis=1)
     return np.concatenate([moved / sides, np.log(wanted / sides)], axis=1)
 
 
