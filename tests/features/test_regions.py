@@ -49,8 +49,9 @@ def pooled() -> Backbone:
 def ramps(annotated: list[Boxes]) -> ImageSet:
     """Images of 64 × 32 that hold x and y of the 32 × 16 pixels they are shown at: nothing is lost."""
     y, x = np.mgrid[:HEIGHT, :WIDTH] // 2
-    image = np.stack([x, y, np.zeros_like(x)], axis=-1).astype(np.uint8)
-    return boxed(annotated, np.repeat(image[None], len(annotated), axis=0))
+    # The third channel says which image it is.
+    shown = [np.stack([x, y, np.full_like(x, 10 * row)], axis=-1) for row in range(len(annotated))]
+    return boxed(annotated, np.array(shown, np.uint8))
 
 
 def read(
@@ -110,6 +111,8 @@ def test_a_ramp_is_read_as_its_closed_form_says(tap: str, cell: int, tmp_path: P
     upright = np.stack([ramp_means(box, 1, cell, 3, SIDE) for box in placed])
     for column in range(3):
         np.testing.assert_allclose(values[clear, 1, :, column], upright[clear], atol=1e-4)
+    own = np.broadcast_to(10.0 * proposals.images[clear, None, None], (clear.sum(), 3, 3))
+    np.testing.assert_allclose(values[clear, 2], own, atol=1e-4)
     assert len(few) == 6
 
 
