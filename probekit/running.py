@@ -216,11 +216,28 @@ def foresee(plan: Plan, **places: Any) -> pd.DataFrame:  # noqa: ANN401
     entries = list_entries(settings["models"], settings.get("random", 3))
     taps = settings.get("taps", "stages")
     rows = [
-        {"model": entry.name, **estimate(entry.model, data, taps, device=places.get("device"))}
+        _with_regions(
+            {"model": entry.name, **estimate(entry.model, data, taps, device=places.get("device"))},
+            plan,
+            data,
+        )
         for data in sets
         for entry in entries
     ]
     return pd.DataFrame([_with_views(row, plan) for row in rows])
+
+
+def _with_regions(row: dict[str, Any], plan: Plan, data: Any) -> dict[str, Any]:  # noqa: ANN401 - as in plans
+    """Count features of regions in place of images, where boxes are probed."""
+    if plan.verb != "boxes":
+        return row
+    from probekit.data.readers import open_images
+    from probekit.probes.boxes import count_regions
+
+    settings = plan.settings
+    regions = count_regions(open_images(data), settings.get("target"), settings.get("boxes", 2000))
+    size = row["size_bytes"] * regions * settings.get("grid", 3) ** 2 // row["images"]
+    return {**row, "regions": regions, "size_bytes": size}
 
 
 def _with_views(row: dict[str, Any], plan: Plan) -> dict[str, Any]:

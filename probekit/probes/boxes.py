@@ -14,7 +14,7 @@ import numpy as np
 from probekit.backbones.spec import ModelSpec
 from probekit.data.images import ImageSet
 from probekit.data.kept import kept_pixels
-from probekit.data.proposals import draw_proposals
+from probekit.data.proposals import IOU_BINS, draw_proposals
 from probekit.data.transforms import Preprocessing
 from probekit.data.whole import show_whole, uncropped
 from probekit.errors import DataError, InputError, near_names
@@ -162,6 +162,21 @@ def find_boxes(images: ImageSet, target: str | None) -> str:
     return known[0] if target is None else target
 
 
+def count_regions(images: ImageSet, target: str | None, most: int) -> int:
+    """Return how many regions are read of a data set, before any image is looked at.
+
+    Args:
+        images: The data set.
+        target: Name of its boxes; None takes the first.
+        most: Most boxes that are read.
+
+    Raises:
+        InputError: If there are no such boxes.
+    """
+    values = images.targets[find_boxes(images, target)].values
+    return (1 + len(IOU_BINS)) * min(most, int(sum((~one.crowd).sum() for one in values)))
+
+
 def _check_questions(questions: str | Sequence[str]) -> tuple[str, ...]:
     asked = each(questions)
     for one in asked or [""]:
@@ -200,7 +215,8 @@ def _draw(
                 "none among those drawn",
                 "Draw more `boxes`, or annotate images of that split",
             )
-    roles = assign_roles(few, protocol)
+    # Classes of images, if there are any, have nothing to do with those of boxes.
+    roles = assign_roles(replace(few, targets={}), protocol)
     return few, Regions(replace(proposals, classes=places), roles, classes, target)
 
 

@@ -13,7 +13,7 @@ import probekit
 from probekit import Backbone, ImageSet, Plan, Preprocessing, ResultTable, open_images
 from probekit.errors import DataError, InputError, TapError
 from probekit.features import regions, statistics
-from probekit.running import draw, execute
+from probekit.running import draw, execute, foresee
 from tests.conftest import ROOT
 from tests.data.boxed import boxed, boxes, scattered
 
@@ -155,6 +155,17 @@ def test_two_data_sets_and_a_page(tmp_path: Path):
         assert words in page, words
     assert "fitting regions per feature" in page
     assert sorted(path.stem for path in (tmp_path / "out" / "figures").glob("*what-where.svg"))
+
+
+def test_a_dry_run_foresees_the_features_that_are_kept(tmp_path: Path):
+    spec = "shapeworld/scenes,train=20,test=10,annotations=boxes"
+    settings = {"models": ["ce=resnet10_w16:bundled@ce"], "data": [spec], "taps": ["layer1.0"], "random": 0}
+    (row,) = foresee(Plan("boxes", settings)).to_dict("records")
+    count = sum(len(one) for one in open_images(spec).targets["boxes"].values)
+    assert row["regions"] == 6 * count
+    probekit.probe_boxes(**settings, store=tmp_path, **QUICK, questions="where")
+    (kept,) = tmp_path.rglob("regions/*/*.npy")
+    assert row["size_bytes"] == np.load(kept).nbytes
 
 
 @pytest.mark.weights
