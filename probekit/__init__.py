@@ -41,6 +41,7 @@ _HOMES = {
     "pretrain": "probekit.pretraining.sweep",
     "own_classifier": "probekit.attribution.composed",
     "probe": "probekit.probes.sweep",
+    "probe_boxes": "probekit.probes.boxes",
     "probe_cam": "probekit.attribution.linear",
     "reconstruct": "probekit.reconstruction.sweep",
     "record": "probekit.taps.record",
@@ -86,6 +87,7 @@ if TYPE_CHECKING:
     from probekit.invariance.sweep import measure_invariance as measure_invariance
     from probekit.plan import Plan as Plan
     from probekit.pretraining.sweep import pretrain as pretrain
+    from probekit.probes.boxes import probe_boxes as probe_boxes
     from probekit.probes.sweep import probe as probe
     from probekit.reconstruction.sweep import reconstruct as reconstruct
     from probekit.results.fitted import Probe as Probe

@@ -16,6 +16,7 @@ import pandas as pd
 from probekit.errors import InputError, near_names
 from probekit.figures import (
     draw_attribution,
+    draw_boxes,
     draw_diagnosis,
     draw_geometry,
     draw_invariance,
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 # Verb → module and function; the module is imported only when the verb runs.
 VERBS = {
     "probe": "probekit.probes.sweep:probe",
+    "boxes": "probekit.probes.boxes:probe_boxes",
     "pretrain": "probekit.pretraining.sweep:pretrain",
     "geometry": "probekit.geometry.sweep:measure_geometry",
     "invariance": "probekit.invariance.sweep:measure_invariance",
@@ -60,6 +62,13 @@ SMOKE: dict[str, dict[str, Any]] = {
         "few_shot_draws": 2,
         "shots": [1, 5],
         "random": 1,
+    },
+    "boxes": {
+        "penalties": [1.0, 0.1, 0.01],
+        "permutations": 3,
+        "bootstrap_draws": 200,
+        "random": 1,
+        "boxes": 200,
     },
     "pretrain": {"epochs": 2, "seeds": 1, "batch_size": 32, "queue": 64, "random": 1},
     "geometry": {"permutations": 3, "random": 1},
@@ -137,6 +146,7 @@ def execute(plan: Plan, out: str | Path | None, **places: Any) -> dict[str, Resu
 
 DRAWINGS: dict[str, Callable[[ResultTable], dict[str, Figure]]] = {
     "probe": draw_probe,
+    "boxes": draw_boxes,
     "pretrain": draw_pretraining,
     "geometry": draw_geometry,
     "invariance": draw_invariance,
@@ -210,11 +220,28 @@ def foresee(plan: Plan, **places: Any) -> pd.DataFrame:  # noqa: ANN401
     entries = list_entries(settings["models"], settings.get("random", 3))
     taps = settings.get("taps", "stages")
     rows = [
-        {"model": entry.name, **estimate(entry.model, data, taps, device=places.get("device"))}
+        _with_regions(
+            {"model": entry.name, **estimate(entry.model, data, taps, device=places.get("device"))},
+            plan,
+            data,
+        )
         for data in sets
         for entry in entries
     ]
     return pd.DataFrame([_with_views(row, plan) for row in rows])
+
+
+def _with_regions(row: dict[str, Any], plan: Plan, data: Any) -> dict[str, Any]:  # noqa: ANN401 - as in plans
+    """Count features of regions in place of images, where boxes are probed."""
+    if plan.verb != "boxes":
+        return row
+    from probekit.data.readers import open_images
+    from probekit.probes.boxes import count_regions
+
+    settings = plan.settings
+    regions = count_regions(open_images(data), settings.get("target"), settings.get("boxes", 2000))
+    size = row["size_bytes"] * regions * settings.get("grid", 3) ** 2 // row["images"]
+    return {**row, "regions": regions, "size_bytes": size}
 
 
 def _with_views(row: dict[str, Any], plan: Plan) -> dict[str, Any]:

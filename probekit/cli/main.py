@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from probekit.cli.attribute import attribute
+from probekit.cli.boxes import boxes
 from probekit.cli.data import data
 from probekit.cli.demo import demo
 from probekit.cli.diagnose import diagnose
@@ -47,6 +48,7 @@ for verb in (
     extract,
     pretrain,
     probe,
+    boxes,
     geometry,
     invariance,
     similarity,

@@ -140,10 +140,9 @@ def extract(
         backbone = recalibrated(backbone, training)
     wanted = _Wanted(dtype, precision, engine, batch_size)
     place, resolved = _compute(backbone, images, taps, folder, wanted)
-    model_facts = {**backbone.facts(), "level_shares": _level_shares(backbone)}
-    known: dict[str, Any] = {"place": place.name, "dtype": dtype, "model": model_facts}
+    known: dict[str, Any] = {"place": place.name, "dtype": dtype, "model": model_facts(backbone)}
     # A list, because keys of a JSON object are written in alphabetical order.
-    known["taps"] = [{"tap": str(tap), **_tap_facts(backbone, tap)} for tap in resolved]
+    known["taps"] = [{"tap": str(tap), **told_facts(backbone, tap)} for tap in resolved]
     if words is not None:
         write_json(_memo(folder, words), known)
     return _open_all(folder, known, images)
@@ -343,7 +342,7 @@ def key_facts(backbone: Backbone, images: ImageSet, precision: str = "float32") 
     }
 
 
-def _tap_facts(backbone: Backbone, tap: Tap) -> dict[str, Any]:
+def told_facts(backbone: Backbone, tap: Tap) -> dict[str, Any]:
     """Return what tables say of a tap."""
     from probekit.taps.layers import tap_facts
 
@@ -352,14 +351,15 @@ def _tap_facts(backbone: Backbone, tap: Tap) -> dict[str, Any]:
     return told | {"shape": list(facts["shape"])}
 
 
-def _level_shares(backbone: Backbone) -> dict[str, dict[str, float]]:
-    """Return each level's shares of parameters and FLOPs; nothing where a network has no levels."""
+def model_facts(backbone: Backbone) -> dict[str, Any]:
+    """Return what provenance says of a backbone; ``level_shares`` is empty where a network has no levels."""
     from probekit.taps.layers import level_shares
 
     try:
-        return level_shares(backbone)
+        shares = level_shares(backbone)
     except InputError:  # too few blocks: only a tap that needs levels is refused
-        return {}
+        shares = {}
+    return {**backbone.facts(), "level_shares": shares}
 
 
 def _check_engine(written: Mapping[str, Any], here: Mapping[str, Any], place: Path) -> None:

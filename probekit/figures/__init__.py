@@ -1,5 +1,6 @@
 """Tables to matplotlib figures; nothing here needs a weight or an image."""
 
+from probekit.figures.boxes import plot_what_where as plot_what_where
 from probekit.figures.curves import plot_depth as plot_depth
 from probekit.figures.curves import plot_few_shot as plot_few_shot
 from probekit.figures.detection import plot_costs as plot_costs
@@ -7,6 +8,7 @@ from probekit.figures.detection import plot_ious as plot_ious
 from probekit.figures.detection import plot_shares as plot_shares
 from probekit.figures.drawing import draw as draw
 from probekit.figures.drawing import draw_attribution as draw_attribution
+from probekit.figures.drawing import draw_boxes as draw_boxes
 from probekit.figures.drawing import draw_diagnosis as draw_diagnosis
 from probekit.figures.drawing import draw_geometry as draw_geometry
 from probekit.figures.drawing import draw_invariance as draw_invariance

@@ -23,6 +23,7 @@ from probekit.results.table import ResultTable
 
 # R² has no lower bound: below this it only says "useless".
 R2_FLOOR = -0.5
+FLOORED = ("r2", "offset_r2")
 COLUMNS = 3
 _BASELINE_DASHES: tuple[Any, ...] = ((0, (8, 3)), (0, (4, 2, 1, 2)), (0, (1, 3)))
 
@@ -58,14 +59,14 @@ def plot_depth(
         drawn: list[series.Curve | series.Band] = []
         for i, (place, (name, one)) in enumerate(zip(axes, pairs, strict=True)):
             own = rows[(rows["data"] == name) & (rows["target"] == one)]
-            _shade_levels(place, own)
+            shade_levels(place, own)
             lines = series.curves(table, own)
             handles |= _draw_bands(place, series.null_bands(lines), table, "--")
             randoms = series.random_bands(table, own)
             handles |= _draw_bands(place, randoms, table, ":")
             handles |= _draw_baselines(place, own)
             handles |= _draw_curves(place, lines, table)
-            _label_depth(place, own, last_row=i + COLUMNS >= len(pairs))
+            label_depth(place, own, last_row=i + COLUMNS >= len(pairs))
             place.set_title(_title(pairs, name, one))
             if i % COLUMNS == 0:
                 place.set_ylabel(_wrapped(facts.axis + (" (log scale)" if logarithmic else "")))
@@ -187,7 +188,8 @@ def _panels(rows: pd.DataFrame) -> tuple[Figure, list[Axes], list[tuple[str, str
     return figure, axes[: len(pairs)], pairs
 
 
-def _shade_levels(axes: Axes, rows: pd.DataFrame) -> None:
+def shade_levels(axes: Axes, rows: pd.DataFrame) -> None:
+    """Shade every other level behind depth curves, and name them all."""
     depths = rows["depth"].to_numpy()
     left, right = float(np.min(depths)) - 0.03, float(np.max(depths)) + 0.03
     axes.set_xlim(left, right)
@@ -268,7 +270,8 @@ def _draw_curves(axes: Axes, lines: Sequence[series.Curve], table: ResultTable) 
     return handles
 
 
-def _label_depth(axes: Axes, rows: pd.DataFrame, *, last_row: bool) -> None:
+def label_depth(axes: Axes, rows: pd.DataFrame, *, last_row: bool) -> None:
+    """Name the blocks along the axis of depth where all models share few enough of them."""
     ticks = series.block_ticks(rows)
     if ticks is None:
         axes.xaxis.set_major_locator(MultipleLocator(0.25))
@@ -285,7 +288,7 @@ def _limit(axes: Axes, drawn: Sequence[series.Curve | series.Band], metric: str,
     Once all panels are drawn: limits that are set no longer follow what is drawn later.
     """
     low, high = axes.get_ylim()
-    if metric == "r2":
+    if metric in FLOORED:
         seen = [one.y if isinstance(one, series.Curve) else one.mean for one in drawn]
         low = max(low, min(R2_FLOOR, *(float(np.nanmax(one)) for one in seen)) if seen else R2_FLOOR)
     span = high - low
@@ -324,7 +327,7 @@ def _depth_notes(table: ResultTable, rows: pd.DataFrame, metric: str) -> list[st
     notes = [_count(trained), _interval(trained), *_references(table, rows)]
     if trained["null"].notna().any():
         notes.append("Open markers: the interval reaches the null's range")
-    if metric == "r2" and bool((rows["value"] < R2_FLOOR).any()):
+    if metric in FLOORED and bool((rows["value"] < R2_FLOOR).any()):
         notes.append(f"Values below {R2_FLOOR:g} are cut off")
     starred = metric_facts(metric).higher_is_better is not None and not metric.endswith("_difference")
     notes += [star] if starred else []

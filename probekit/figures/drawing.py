@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from probekit.errors import InputError, near_names
+from probekit.figures.boxes import SKILLS, plot_what_where
 from probekit.figures.curves import plot_depth, plot_few_shot, plot_strengths
 from probekit.figures.detection import plot_costs, plot_ious, plot_shares
 from probekit.figures.inversions import plot_error_maps, plot_inversions, plot_residuals
@@ -26,6 +27,7 @@ from probekit.results.table import ResultTable
 KINDS: dict[str, Callable[..., Figure]] = {
     "depth": plot_depth,
     "few_shot": plot_few_shot,
+    "what_where": plot_what_where,
     "class_recall": plot_class_recall,
     "targets": plot_targets,
     "layers": plot_layers,
@@ -62,9 +64,9 @@ def draw(table: ResultTable, kind: str = "depth", **settings: Any) -> Figure:  #
 
     Args:
         table: What to draw.
-        kind: ``depth``, ``few_shot``, ``class_recall``, ``targets``, ``layers``, ``strengths``,
-            ``places``, ``examples``, ``overlays``, ``cascade``, ``training``, ``reset``,
-            ``learning``, ``costs``, ``shares`` or ``ious``.
+        kind: ``depth``, ``few_shot``, ``what_where``, ``class_recall``, ``targets``, ``layers``,
+            ``strengths``, ``places``, ``examples``, ``overlays``, ``cascade``, ``training``, ``reset``,
+            ``learning``, ``rewind``, ``costs``, ``shares`` or ``ious``.
         **settings: Passed to ``plot_depth``, ``plot_few_shot``, ``plot_class_recall``, ``plot_targets``,
             ``plot_layers``, ``plot_strengths``, ``plot_places``, ``plot_examples``, ``plot_overlays``,
             ``plot_cascade`` or ``plot_training``.
@@ -88,6 +90,23 @@ def draw_probe(table: ResultTable) -> dict[str, Figure]:
     figures: dict[str, Figure] = {}
     for prefix, part in _by_data_set(table, table.frame):
         figures |= {prefix + key: figure for key, figure in _draw_data_set(part).items()}
+    return figures
+
+
+def draw_boxes(table: ResultTable) -> dict[str, Figure]:
+    """Draw what against where by data set, then each of the scores against depth.
+
+    Returns:
+        Name → figure; names serve as file names.
+    """
+    frame = table.frame[table.frame["value"].notna()]
+    figures: dict[str, Figure] = {}
+    for prefix, part in _by_data_set(table, frame):
+        if bool(part.frame["metric"].isin(SKILLS).any()) and part.trained:
+            figures[f"{prefix}what-where"] = plot_what_where(part)
+    for metric in (*SKILLS, "what_balanced_accuracy"):
+        if bool((frame["metric"] == metric).any()):
+            figures[f"depth-{metric}"] = plot_depth(table, metric)
     return figures
 
 

@@ -33,6 +33,7 @@ _HOMES = {
     "bootstrap_means": "intervals",
     "bootstrap_statistic": "intervals",
     "box_iou": "detection",
+    "box_offsets": "detection",
     "canonical_correlations": "similarity",
     "centred_gaussian": "localisation",
     "class_cosines": "class_geometry",
@@ -76,6 +77,7 @@ _HOMES = {
     "omega_squared": "class_geometry",
     "overlaps": "detection_breakdown",
     "paired_difference": "intervals",
+    "paired_iou": "detection",
     "participation_ratio": "spectrum",
     "peak_signal_to_noise": "image_quality",
     "perturbation_variance": "invariance",
@@ -130,9 +132,11 @@ if TYPE_CHECKING:
     from probekit.functional.detection import Marks as Marks
     from probekit.functional.detection import average_precision as average_precision
     from probekit.functional.detection import box_iou as box_iou
+    from probekit.functional.detection import box_offsets as box_offsets
     from probekit.functional.detection import diagnose_detections as diagnose_detections
     from probekit.functional.detection import error_weights as error_weights
     from probekit.functional.detection import mean_average_precision as mean_average_precision
+    from probekit.functional.detection import paired_iou as paired_iou
     from probekit.functional.detection_breakdown import Overlaps as Overlaps
     from probekit.functional.detection_breakdown import Placement as Placement
     from probekit.functional.detection_breakdown import hoiem_fractions as hoiem_fractions

@@ -115,6 +115,44 @@ def box_iou(left: ArrayLike, right: ArrayLike) -> FloatArray:
     return np.asarray(common / np.where(union > 0, union, 1.0))
 
 
+def paired_iou(left: ArrayLike, right: ArrayLike) -> FloatArray:
+    """Return the intersection over union of boxes one by one: (…, 4) and (…, 4) → (…); 0 without an area.
+
+    Examples:
+        >>> paired_iou([[0, 0, 2, 2], [0, 0, 2, 2]], [[1, 0, 3, 2], [5, 5, 6, 6]]).round(3).tolist()
+        [0.333, 0.0]
+    """
+    a, b = np.asarray(left, np.float64), np.asarray(right, np.float64)
+    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    common = np.maximum(sides, 0).prod(axis=-1)
+    union = sum(np.maximum(one[..., 2:] - one[..., :2], 0).prod(axis=-1) for one in (a, b)) - common
+    return np.asarray(common / np.where(union > 0, union, 1.0))
+
+
+def box_offsets(regions: ArrayLike, truth: ArrayLike) -> FloatArray:
+    """Return how each region must be moved and scaled to become its true box.
+
+    dx = (Gx − Px)/Pw, dy = (Gy − Py)/Ph, log Gw/Pw, log Gh/Ph, of the centres and sides of true box G and
+    region P. Source: Girshick, Donahue, Darrell and Malik, Rich Feature Hierarchies for Accurate Object
+    Detection and Semantic Segmentation (CVPR 2014), appendix C, equations 6 to 9.
+
+    Args:
+        regions: (K, 4) with an area.
+        truth: (K, 4) with an area.
+
+    Returns:
+        (K, 4).
+
+    Examples:
+        >>> box_offsets([[0, 0, 10, 10]], [[5, 0, 15, 20]]).round(3).tolist()
+        [[0.5, 0.5, 0.0, 0.693]]
+    """
+    p, g = (np.asarray(one, np.float64).reshape(-1, 4) for one in (regions, truth))
+    sides, wanted = p[:, 2:] - p[:, :2], g[:, 2:] - g[:, :2]
+    moved = (g - p).reshape(-1, 2, 2).mean(axis=1)
+    return np.concatenate([moved / sides, np.log(wanted / sides)], axis=1)
+
+
 def average_precision(scores: ArrayLike, right: ArrayLike, positives: int) -> float:
     """Return the area under precision against recall, at 101 points of recall.
 

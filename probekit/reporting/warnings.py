@@ -84,11 +84,13 @@ def _few_training(table: ResultTable) -> Iterable[Caution]:
     ]
     if len(short):
         least = int(counts.loc[short.index].min())
+        boxes = table.provenance.get("analysis") == "boxes"
+        units = "regions" if boxes else "images"
         yield Caution(
             "caution",
-            f"Fewer than {ROWS_PER_COLUMN} fitting images per feature at {short['tap'].nunique()} of "
-            f"{rows['tap'].nunique()} taps ({least} images, D up to {int(short['d'].max())}): the penalty "
-            "decides much of what is found there; see accuracy at equal D.",
+            f"Fewer than {ROWS_PER_COLUMN} fitting {units} per feature at {short['tap'].nunique()} of "
+            f"{rows['tap'].nunique()} taps ({least} {units}, D up to {int(short['d'].max())}): the penalty "
+            f"decides much of what is found there{'' if boxes else '; see accuracy at equal D'}.",
         )
 
 

@@ -15,7 +15,10 @@ from probekit.results.metrics import metric_facts
 from probekit.results.schema import OK
 
 # The metric that judges a probe, by kind of target, or stands for an analysis; the first one present counts.
-PRIMARY = ("accuracy", "mean_ap", "r2", "icc", "perturbation_variance", "energy_inside")
+PRIMARY = (
+    "accuracy", "mean_ap", "r2", "icc", "perturbation_variance", "energy_inside", "what_accuracy",
+    "where_accuracy", "offset_r2",
+)  # fmt: skip
 # Key in the params under which a row says how its probe scored on val; higher is better.
 VAL = "val"
 

@@ -162,6 +162,15 @@ FAMILIES: tuple[Family, ...] = (
         ),
     ),
     Family(
+        "Boxes: what is there, and where does it end?",
+        "Features are read inside regions that are given: true boxes, and copies shifted and scaled until "
+        "they overlap their box by so much. No detector is trained: scores say what a linear head is told "
+        "once it looks there, not what a detector would find. A coarse map has few positions of its own, "
+        "and so has random init at the same tap: compare with it. A level may tell what and not where, or "
+        "where and not what. Intervals draw whole images, since regions of one image are not independent.",
+        ("what_accuracy", "what_balanced_accuracy", "where_accuracy", "offset_r2", "offset_component_r2"),
+    ),
+    Family(
         "Trainings: did they go well?",
         "Arms differ in nothing but the objective: the same first weights, images, views and schedule for "
         "each seed. Losses of different objectives have no common scale. What an arm has learnt is said by "

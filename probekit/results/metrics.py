@@ -128,6 +128,42 @@ METRICS: dict[str, MetricFacts] = {
         "Average precision of ranking test images for each label, averaged over labels. Chance is each "
         "label's frequency: compare with the null.",
     ),
+    "what_accuracy": share(
+        "Accuracy of what",
+        "Share of test objects whose class a linear probe names from the features inside their true box. It "
+        "is told where to look, and says nothing of finding. Where classes are unequal, naming the largest "
+        "one already scores its share: compare with the null, and see the balanced accuracy.",
+    ),
+    "what_balanced_accuracy": share(
+        "Balanced accuracy of what",
+        "Mean over classes of the share of that class's test objects that are named right from the features "
+        "inside their true box; every class that occurs counts alike.",
+    ),
+    "where_accuracy": share(
+        "Accuracy of where",
+        "Share of test regions whose overlap with their object (five bins of the IoU, equally frequent) a "
+        "linear probe names from the features inside the region, whatever the class. Low means that "
+        "features inside an object look alike wherever the region ends.",
+    ),
+    "offset_r2": MetricFacts(
+        "R² of box offsets",
+        "",
+        True,
+        None,
+        1.0,
+        "Share of the variance of the four offsets from a region to its true box (shift in sides of the "
+        "region, logarithms of the scale) that a linear map reads inside the region, mean of the four; "
+        "regions overlap their box by an IoU of 0.5 or more. 0 is no better than the mean, below 0 worse.",
+    ),
+    "offset_component_r2": MetricFacts(
+        "R² of one box offset",
+        "",
+        True,
+        None,
+        1.0,
+        "The same for one of the four, which the params name. Shifts may be read where scales are not: a "
+        "region's sides tell which way the object lies, not how far it goes on.",
+    ),
     **MEASURES,
 }
 _UNIT_LENGTH, _CENTRED = "_l2", "_centred"

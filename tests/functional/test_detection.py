@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.ops import box_iou as torchvision_iou
 
 from probekit.errors import InputError
 from probekit.functional.detection import (
@@ -13,8 +16,10 @@ from probekit.functional.detection import (
     Marks,
     average_precision,
     box_iou,
+    box_offsets,
     diagnose_detections,
     error_weights,
+    paired_iou,
 )
 
 
@@ -183,3 +188,21 @@ def test_no_detection_and_no_truth():
     assert np.isnan(error_weights(kept, none, told)["AP"])
     with pytest.raises(InputError, match="background < found"):
         diagnose_detections(none, none, found=0.1, background=0.5)
+
+
+def test_paired_iou_is_the_diagonal_of_torchvisions():
+    one, other = random_case(5)
+    count = len(other)
+    left = one.boxes[:count]
+    expected = torchvision_iou(torch.tensor(left), torch.tensor(other.boxes)).diagonal().numpy()
+    np.testing.assert_allclose(paired_iou(left, other.boxes), expected, atol=1e-12)
+    assert paired_iou([3, 3, 2, 5], [0, 0, 9, 9]) == 0
+
+
+def test_box_offsets_are_those_of_torchvisions_coder():
+    one, other = random_case(6)
+    regions, truth = one.boxes[: len(other)], other.boxes
+    coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
+    expected = coder.encode_single(torch.tensor(truth), torch.tensor(regions)).numpy()
+    np.testing.assert_allclose(box_offsets(regions, truth), expected, atol=1e-12)
+    assert not box_offsets(truth, truth).any()
