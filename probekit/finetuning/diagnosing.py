@@ -139,12 +139,11 @@ def diagnose(
     attachments: dict[str, Any] = {}
     for grids in grids_of:
         found = [_diagnosed(grid, groups, settings, jobs) for grid in grids]
+        # What stands for a state comes first: pages begin with a model's first row.
         rows += _summaries(grids, [trainings for trainings, _ in found])
         rows += [row for trainings, _ in found for own in trainings.values() for row in own]
         for grid, (_, frames) in zip(grids, found, strict=True):
             attachments |= frames | grid.attachments()
-    # What says most comes first: whole and scratch of every model, then single trainings.
-    rows.sort(key=lambda row: "trial_seed" in row)
     return joined(
         "diagnose",
         settings,
