@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -146,8 +147,10 @@ def add_legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) ->
 
 def _legend_width(labels: Sequence[str], columns: int) -> float:
     """Estimate the inches a legend takes; matplotlib fills it column by column."""
-    per_column = -(-len(labels) // columns)
-    parts = [labels[i : i + per_column] for i in range(0, len(labels), per_column)]
+    # The first columns take one more where the labels do not come out even.
+    least, more = divmod(len(labels), columns)
+    ends = np.cumsum([least + (place < more) for place in range(columns)])
+    parts = [labels[end - least - (place < more) : end] for place, end in enumerate(ends)]
     return sum(0.62 + 0.08 * max(len(label) for label in part) for part in parts)
 
 

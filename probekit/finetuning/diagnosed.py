@@ -34,6 +34,7 @@ def diagnosed(
         jobs: Parallel workers.
     """
     found = [_diagnosed(grid, groups, settings, jobs) for grid in grids]
+    # What stands for a state comes first: pages begin with a model's first row.
     rows = [*_summaries(grids, [trainings for trainings, _ in found])]
     rows += [row for trainings, _ in found for own in trainings.values() for row in own]
     frames: dict[str, Any] = {}

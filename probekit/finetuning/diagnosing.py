@@ -127,8 +127,6 @@ def diagnose(
         own, frames = diagnosed(grids, groups, settings, jobs)
         rows += own
         attachments |= frames
-    # What says most comes first: whole and scratch of every model, then single trainings.
-    rows.sort(key=lambda row: "trial_seed" in row)
     return joined(
         "diagnose",
         settings,

@@ -32,7 +32,7 @@ def invoke(*words: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "verb", ["layers", "extract", "probe", "pretrain", "attribute", "report", "run", "demo"]
+    "verb", ["layers", "extract", "probe", "pretrain", "attribute", "diagnose", "report", "run", "demo"]
 )
 def test_help_has_an_example(verb: str):
     assert f"Example: probekit {verb}" in invoke(verb, "--help")

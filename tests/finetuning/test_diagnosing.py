@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from typer.testing import CliRunner
 
 from probekit import ImageSet, ResultTable, diagnose, load_backbone, open_images, transfer
@@ -203,6 +207,9 @@ def test_figures_show_the_numbers_of_the_table(tmp_path: Path, planted: None):
             if metric != "hoiem_similar":
                 assert widths[metric][place] == pytest.approx(row["value"])
     assert np.sum(list(widths.values()), axis=0) == pytest.approx([1, 1])
+    for name in ("costs", "shares"):
+        FigureCanvasAgg(figures[name])
+        assert figures[name].legends[0].get_window_extent().x1 <= figures[name].bbox.x1
     drawn = [one.get_label() for one in figures["costs"].axes[0].containers]
     assert set(drawn) == {COSTS[kind] for kind in ("Loc", "Cls", "Dupe", "Bkg", "Both", "Miss")}
     assert figures["ious"].axes[0].get_xlabel() == "Largest IoU with an object of the class"
@@ -289,3 +296,35 @@ def test_the_command_judges_a_file(tmp_path: Path):
     assert done.exit_code == 0, done.output
     assert "mine" in (tmp_path / "out" / "index.html").read_text()
     assert "Example: probekit diagnose" in CliRunner().invoke(app, ["diagnose", "--help"]).output
+
+
+@pytest.mark.weights
+def test_real_images_are_judged_as_by_the_library_itself(shared_data: Path, tmp_path: Path):
+    faster_coco_eval = pytest.importorskip("faster_coco_eval")
+    archive = shared_data / "coco_mini" / "coco_mini.zip"
+    with zipfile.ZipFile(archive) as opened:
+        real = json.loads(opened.read("val/instances.json"))
+    draws = np.random.default_rng(0)
+    said = [
+        {
+            "image_id": one["image_id"],
+            "category_id": one["category_id"],
+            "bbox": [*(np.array(one["bbox"]) * draws.uniform(0.85, 1.1, 4))],
+            "score": draws.random(),
+        }
+        for one in real["annotations"]
+        for _ in range(2)
+    ]
+    (tmp_path / "said.json").write_text(json.dumps(said))
+    table = diagnose(
+        detections=tmp_path / "said.json", data=f"{archive},annotations=instances", permutations=0
+    )
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = faster_coco_eval.COCO(real)
+        run = faster_coco_eval.COCOeval_faster(truth, truth.loadRes(said), iouType="bbox")
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    for place, metric in enumerate(("ap", "ap50", "ap75")):
+        assert table.where(metric=metric).frame["value"].iloc[0] == pytest.approx(run.stats[place], abs=1e-6)
+    assert table.where(metric="ap").frame["n"].tolist() == [85]
