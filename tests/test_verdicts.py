@@ -14,6 +14,7 @@ import yaml
 from scipy import optimize, stats
 from statsmodels.stats.multitest import multipletests
 
+from probekit import ResultTable
 from probekit.running import load_analysis
 
 SEEDS = range(5)
@@ -237,3 +238,78 @@ def test_exchanging_the_two_sides_of_a_required_rule_ends_the_support(judging: M
         parts = moved.str.partition("[")
         swapped = supported.assign(quantity=parts[0], arm=parts[2])
         assert judging.judge(swapped, rules).word != "supported", one["name"]
+
+
+@pytest.fixture(scope="module")
+def values() -> ModuleType:
+    load_analysis(Path("analyses/pretraining.py"))
+    from verdicts import values as found
+
+    module: ModuleType = found
+    return module
+
+
+def test_values_of_models_are_those_of_the_deepest_tap_by_arm_and_seed(values: ModuleType):
+    rows = [
+        {
+            "analysis": "probe", "model": model, "data": "d", "target": target, "tap": f"layer{k}|{readout}",
+            "readout": readout, "depth": k / 4, "metric": "r2",
+            "value": 0.1 * k + (target == "y") * 0.2 + place + (readout != "gap") * 5,
+        }
+        for place, model in enumerate(["ce seed-0 images", "ce seed-1 images", "moco-v2 seed-0 2-classes"])
+        for target in ("x", "y")
+        for k in (1, 4)
+        for readout in ("gap", "grid(3)")
+    ]  # fmt: skip
+    table = ResultTable.from_rows(rows)
+    found = values.of_models(table, "place", "r2", ["x", "y"])
+    assert found[["arm", "seed"]].values.tolist() == [["ce", 0], ["ce", 1], ["moco-v2, 2-classes", 0]]
+    assert found["value"].tolist() == pytest.approx([0.5, 1.5, 2.5])
+    grid = values.of_models(table, "place", "r2", ["x"], "grid(3)")
+    assert grid["value"].tolist() == pytest.approx([5.4, 6.4, 7.4])
+    without_y = [row for row in rows if not (row["target"] == "y" and "moco" in row["model"])]
+    found = values.of_models(ResultTable.from_rows(without_y), "place", "r2", ["x", "y"])
+    assert found["value"].isna().tolist() == [False, False, True]
+
+
+def states(metric: str, **value: float) -> ResultTable:
+    kept = {"score": (["low", "mid", "high"], ""), "scratch": ([], "random"), "stats": ([], "stats"),
+            "low_mid": (["low", "mid"], "random"), "mid_high": (["mid", "high"], "random"),
+            "low": (["low"], "random"), "low_mid_stats": (["low", "mid"], "stats")}  # fmt: skip
+    rows = [
+        {"analysis": "reset", "model": "ce", "data": "d", "target": "boxes", "metric": metric,
+         "value": value[name], "pretrain_seed": seed, "trial_seed": seed,
+         "params": {"kept": own, "mode": mode}}
+        for seed in (0, 1) for name, (own, mode) in kept.items()
+    ]  # fmt: skip
+    mean = {**rows[0], "pretrain_seed": None, "trial_seed": None, "metric": "gain"}
+    return ResultTable.from_rows([*rows, mean])
+
+
+@pytest.mark.parametrize(("metric", "sign"), [("ap", 1), ("normalised_error", -1)])
+def test_values_of_states_are_turned_so_that_more_is_better(values: ModuleType, metric: str, sign: int):
+    given = {name: k / 10 for k, name in enumerate(
+        ("score", "scratch", "stats", "low_mid", "mid_high", "low", "low_mid_stats"))}  # fmt: skip
+    found = values.of_states(states(metric, **given), "boxes")
+    assert len(found) == 2 * 5
+    first = found[found["seed"] == 0].set_index("quantity")["value"]
+    assert first.to_dict() == {
+        f"boxes.{name}": pytest.approx(sign * given[name])
+        for name in ("score", "scratch", "stats", "low_mid", "mid_high")
+    }
+
+
+def test_values_of_errors_are_those_of_whole_backbones(values: ModuleType):
+    table = states(
+        "error_loc", score=0.3, scratch=0.1, stats=0, low_mid=0, mid_high=0, low=0, low_mid_stats=0
+    )
+    found = values.of_errors(table, "boxes", {"error_loc": "loc"})
+    assert found.values.tolist() == [["boxes.loc", "ce", 0, 0.3], ["boxes.loc", "ce", 1, 0.3]]
+
+
+def test_every_quantity_of_the_rules_is_one_that_is_made(values: ModuleType):
+    made = {"own", "unseen", "place", "hue", "icc"}
+    made |= {f"{task}.{state}" for task in ("boxes", "parts", "faces")
+             for state in ("score", "scratch", "stats", "low_mid", "mid_high", "loc")}  # fmt: skip
+    asked = {term.partition("[")[0] for rules in RULES_FILE["findings"].values() for term in terms_of(rules)}
+    assert asked <= made

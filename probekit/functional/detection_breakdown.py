@@ -22,6 +22,7 @@ from probekit.functional.detection import (
     Marks,
     box_iou,
     boxes_by_image,
+    paired_iou,
 )
 
 # What a detection among the best of its class is; ``none`` stands for those that were not made at all.
@@ -234,9 +235,9 @@ def localisation_split(boxes: ArrayLike, true: ArrayLike) -> Placement:
             "a true box for each box, all with an area", f"{len(said)} and {len(real)}", "Align them"
         )
     (centre, scale, aspect), (true_centre, true_scale, true_aspect) = _taken_apart(said), _taken_apart(real)
-    before = _paired_iou(said, real)
+    before = paired_iou(said, real)
     repaired = [
-        _paired_iou(box, real)
+        paired_iou(box, real)
         for box in (
             _put_together(true_centre, scale, aspect),
             _put_together(centre, true_scale, aspect),
@@ -259,10 +260,3 @@ def _taken_apart(boxes: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]
 def _put_together(centre: FloatArray, scale: FloatArray, aspect: FloatArray) -> FloatArray:
     half = np.stack([scale * np.sqrt(aspect), scale / np.sqrt(aspect)], axis=1) / 2
     return np.hstack([centre - half, centre + half])
-
-
-def _paired_iou(a: FloatArray, b: FloatArray) -> FloatArray:
-    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
-    common = np.maximum(sides, 0).prod(axis=1)
-    areas = [(one[:, 2:] - one[:, :2]).prod(axis=1) for one in (a, b)]
-    return np.asarray(common / (areas[0] + areas[1] - common))
