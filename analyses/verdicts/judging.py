@@ -261,3 +261,10 @@ def rule_rows(finding: str, verdict: Verdict) -> Iterable[dict[str, Any]]:
             elif one.seeds < 2:
                 row["status"] = "one seed has no interval"
             yield row
+
+
+def verdict_row(finding: str, says: str, verdict: Verdict) -> dict[str, Any]:
+    """Return the row of a verdict: 1 for supported, −1 for refuted, 0 for inconclusive."""
+    value = {SUPPORTED: 1.0, REFUTED: -1.0, INCONCLUSIVE: 0.0}[verdict.word]
+    params = {"says": says, "verdict": verdict.word, "reason": verdict.reason}
+    return {"analysis": "findings", "model": finding, "metric": "verdict", "value": value, "params": params}

@@ -171,6 +171,12 @@ FAMILIES: tuple[Family, ...] = (
         ("what_accuracy", "what_balanced_accuracy", "where_accuracy", "offset_r2", "offset_component_r2"),
     ),
     Family(
+        "Findings: what do the rules say?",
+        "A finding is supported if all required rules hold with their whole interval, refuted if a falsifier "
+        "holds after Holm's correction, and inconclusive otherwise. Units are pretraining seeds.",
+        ("verdict", "rule_value"),
+    ),
+    Family(
         "Trainings: did they go well?",
         "Arms differ in nothing but the objective: the same first weights, images, views and schedule for "
         "each seed. Losses of different objectives have no common scale. What an arm has learnt is said by "

@@ -339,6 +339,22 @@ MEASURES: dict[str, MetricFacts] = {
         "What the finetuned backbone loses on test when one group is put back to its weights before, at an "
         "earlier step, or to a draw, without further training: near 0, the group need not have moved.",
     ),
+    "verdict": MetricFacts(
+        "Verdict",
+        "",
+        None,
+        -1.0,
+        1.0,
+        "1 supported, −1 refuted, 0 inconclusive, by rules that were written before; the params say why.",
+    ),
+    "rule_value": MetricFacts(
+        "Value of a rule",
+        "in its own units",
+        None,
+        None,
+        None,
+        "Weighed sum of values of arms, seed by seed, that a rule holds against its bound.",
+    ),
     "images_per_s": MetricFacts(
         "Views per second",
         "1/s",
