@@ -15,7 +15,7 @@ demo: $(VENV)/installed-demo
 	$(BIN)/probekit demo
 
 test: check
-	$(BIN)/python -m pytest -q -n 2 -m "not campaign and not gpu"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not campaign and not gpu"
 
 check: $(VENV)/installed-test
 	$(BIN)/ruff check .

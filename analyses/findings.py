@@ -62,15 +62,18 @@ PLAN = Plan(
             "boxes": ["detection", f"{SCENES},annotations=boxes"],
             "parts": ["landmarks", f"{SCENES},annotations=keypoints"],
         },
+        # Tasks whose errors are taken apart.
+        "diagnosed": ["boxes"],
         "size": 64,
         "steps": 200,
         "lr": [0.001, 0.003, 0.01],
         "precision": "bfloat16",
         "permutations": 3,
+        "taps": "levels",
     },
 )
 
-ARCH, TAPS = "resnet10_w16", "levels"
+ARCH = "resnet10_w16"
 CURVES: dict[str, Any] = {"curves": ["prefix", "suffix"], "modes": ["random", "stats"]}
 
 
@@ -80,7 +83,7 @@ def run(plan: Plan) -> dict[str, ResultTable]:
     places = {name: s[name] for name in ("store", "device", "jobs") if name in s}
     words = {arm: _words(s, arm) for arm in s["arms"]}
     models = [f"{_name(arm, seed)}={one}" for arm, own in words.items() for seed, one in enumerate(own)]
-    read: dict[str, Any] = {"taps": TAPS, "permutations": s["permutations"], "random": 0, **places}
+    read: dict[str, Any] = {"taps": s["taps"], "permutations": s["permutations"], "random": 0, **places}
     tables = {
         "own": probe(models, s["own"], targets=["class"], shots=[], equal_d=False, **read),
         "unseen": probe(models, s["unseen"], targets=["class"], shots=[], equal_d=False, **read),
@@ -93,7 +96,7 @@ def run(plan: Plan) -> dict[str, ResultTable]:
         tables[task] = reset_curves([], data, arms=parts[0], task=kind, **CURVES, **how)
         if parts[1]:
             tables[f"{task}-whole"] = transfer([], data, arms=parts[1], task=kind, **how)
-        if kind == "detection":
+        if task in s["diagnosed"]:
             both = parts[0] | parts[1]
             tables[f"{task}-errors"] = diagnose(data=data, arms=both, permutations=s["permutations"], **how)
     values = _values(tables, s["tasks"])
@@ -166,9 +169,11 @@ def smoke(plan: Plan) -> Plan:
         own="shapeworld/source,train=100,test=60",
         unseen="shapeworld/unseen,train=60,test=40",
         tasks={"boxes": ["detection", "shapeworld/scenes,train=60,test=30,annotations=boxes"]},
+        diagnosed=[],
         size=48,
         steps=2,
         lr=[0.001],
         precision="float32",
-        permutations=2,
+        permutations=1,
+        taps="layer4",
     )

@@ -7,9 +7,9 @@ they name; the question is whether they help, or hurt, with what they do not.
 
 Command: ``probekit run analyses/held_out_classes.py --out reports/held_out_classes``
 
-Minutes: MINUTES
+Minutes: not measured; a training takes about 6 to 10 of one core, and each arm has three short ones before.
 
-Expected: EXPECTED
+Expected: read on images held out of the seven classes, seed 0: cross-entropy .79, MoCo v2 .52.
 
 Would falsify it: on classes nobody saw, an arm without labels that beats every arm with labels.
 """
@@ -88,5 +88,6 @@ def smoke(plan: Plan) -> Plan:
         lr=0.1,
         rate_epochs=None,
         precision="float32",
-        random=2,
+        taps=["layer4"],
+        random=1,
     )  # fmt: skip

@@ -107,7 +107,6 @@ def smoke(plan: Plan) -> Plan:
         whole={},
         tasks={
             "unseen": ["classification", "shapeworld/unseen,train=120,test=40", 48],
-            "boxes": ["detection", "shapeworld/scenes,train=120,test=40,annotations=boxes", 48],
         },
         curves=["prefix"],
         modes=["random"],

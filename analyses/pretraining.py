@@ -104,10 +104,7 @@ def draw(tables: dict[str, ResultTable]) -> dict[str, Figure]:
 def smoke(plan: Plan) -> Plan:
     """Shrink to seconds: two arms, few images and steps."""
     return plan.having(
-        rungs={
-            "images": {"arms": ["ce", "moco-v2"], "seeds": 2},
-            "time": {"arms": ["moco-v2"], "seeds": 2, "budget": "time"},
-        },
+        rungs={"images": {"arms": ["ce", "moco-v2"], "seeds": 2}},
         data="shapeworld/source,train=120,test=40",
         probes={"known": ["shapeworld/source,train=60,test=40", ["class", "x"]]},
         epochs=2,
@@ -115,5 +112,6 @@ def smoke(plan: Plan) -> Plan:
         queue=64,
         lr=0.1,
         precision="float32",
+        taps=["layer4"],
         random=2,
     )

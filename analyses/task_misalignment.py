@@ -106,12 +106,17 @@ def smoke(plan: Plan) -> Plan:
         arms={"ce": "ce_images", "moco-v2": "moco-v2_images"},
         seeds=2,
         size=48,
-        geometry={"data": "shapeworld/source,train=200,test=100", "permutations": 3, "random": 2},
+        geometry={"data": "shapeworld/source,train=200,test=100", "permutations": 3, "random": 1},
         regions={
             "data": "shapeworld/scenes,train=60,test=30,annotations=boxes",
             "permutations": 2,
-            "random": 2,
-            "boxes": 60,
+            "random": 1,
+            "boxes": 40,
         },
-        boxes={"data": "shapeworld/scenes,train=60,test=30,annotations=boxes", "steps": 2, "lr": [0.001]},
+        boxes={
+            "data": "shapeworld/scenes,train=60,test=20,annotations=boxes",
+            "steps": 2,
+            "lr": [0.001],
+            "permutations": 1,
+        },
     )
