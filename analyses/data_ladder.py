@@ -36,8 +36,12 @@ PLAN = Plan(
         # Of each rung the data, and what else it needs so that as many images are seen.
         "rungs": {
             "full": {"data": "shapeworld/source,train=8000,test=1000"},
-            "tenth": {"data": "shapeworld/source,train=800,test=1000", "epochs": 224, "queue": 512},
-            "5-classes": {"data": "shapeworld/source,train=32000,test=4000,classes=5"},
+            "tenth": {
+                "data": "shapeworld/source,train=800,test=1000,name=tenth",
+                "epochs": 224,
+                "queue": 512,
+            },
+            "5-classes": {"data": "shapeworld/source,train=32000,test=4000,classes=5,name=five-classes"},
             "shifted": {"data": "shapeworld/shifted,train=8000,test=1000"},
             "textures": {"data": "shapeworld/textures,train=8000,test=1000"},
             "stars": {"data": "shapeworld/stars,train=8000,test=1000"},

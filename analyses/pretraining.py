@@ -53,11 +53,11 @@ PLAN = Plan(
             },
             "2-classes": {
                 "arms": ["moco-v2", "exemplar-v2"], "seeds": 3, "lr": 0.002,
-                "data": "shapeworld/source,train=80000,test=10000,classes=2",
+                "data": "shapeworld/source,train=80000,test=10000,classes=2,name=two-classes",
             },
             "5-classes": {
                 "arms": ["moco-v2", "exemplar-v2"], "seeds": 3, "lr": 0.002,
-                "data": "shapeworld/source,train=32000,test=4000,classes=5",
+                "data": "shapeworld/source,train=32000,test=4000,classes=5,name=five-classes",
             },
         },
         "data": "shapeworld/source,train=8000,test=1000",
