@@ -38,6 +38,8 @@ PLAN = Plan(
         "data": "shapeworld/source,train=8000,test=1000",
         "transfer": "shapeworld/unseen,train=1000,test=1000",
         "targets": ["class", "x", "y", "rotation"],
+        # Read with places too, so that a lost position is the layer's doing and not the readout's.
+        "taps": ["stages", "layer4|grid(3)"],
         "seeds": 1,
         "epochs": 20,
         "batch_size": 128,
@@ -57,7 +59,7 @@ def run(plan: Plan) -> dict[str, ResultTable]:
     settings = dict(plan.settings)
     rungs = {rung: {"augmentation": rung} for rung in settings.pop("rungs")}
     probes = {"transfer": (settings.pop("transfer"), settings.pop("targets"))}
-    return climb(rungs, probes, settings, keep=False)
+    return climb(rungs, probes, settings, settings.pop("taps"), keep=False)
 
 
 def draw(tables: dict[str, ResultTable]) -> dict[str, Figure]:
@@ -86,5 +88,6 @@ def smoke(plan: Plan) -> Plan:
         queue=64,
         lr=0.1,
         precision="float32",
+        taps=["layer4"],
         random=1,
     )

@@ -50,6 +50,8 @@ PLAN = Plan(
         "classes": "shapeworld/source,train=4000,test=1000",
         "transfer": "shapeworld/unseen,train=1000,test=1000",
         "targets": ["class", "x", "y", "rotation"],
+        # Read with places too, so that a lost position is the layer's doing and not the readout's.
+        "taps": ["stages", "layer4|grid(3)"],
         "seeds": 1,
         "epochs": 20,
         "batch_size": 128,
@@ -71,7 +73,7 @@ def run(plan: Plan) -> dict[str, ResultTable]:
         "classes": (settings.pop("classes"), ["class"]),
         "transfer": (settings.pop("transfer"), settings.pop("targets")),
     }
-    return climb(settings.pop("rungs"), probes, settings, keep=False)
+    return climb(settings.pop("rungs"), probes, settings, settings.pop("taps"), keep=False)
 
 
 def draw(tables: dict[str, ResultTable]) -> dict[str, Figure]:
@@ -102,5 +104,6 @@ def smoke(plan: Plan) -> Plan:
         queue=64,
         lr=0.1,
         precision="float32",
+        taps=["layer4"],
         random=1,
     )

@@ -15,15 +15,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ARCH = "resnet10_w16"
-# Read with places, so that a lost position is the layer's doing and not the readout's.
-TAPS = ["stages", "layer4|grid(3)"]
 
 
 def climb(
     rungs: Mapping[str, Mapping[str, Any]],
     probes: Mapping[str, tuple[str, Sequence[str]]],
     settings: dict[str, Any],
-    taps: Sequence[str] = TAPS,
+    taps: Sequence[str],
     *,
     keep: bool = True,
 ) -> dict[str, ResultTable]:
