@@ -21,6 +21,8 @@ _PANELS = {
     "images_per_s": "Views per second",
 }
 _FOLDER = "curves/"
+# More trainings than this are drawn in pixels: as paths they are a megabyte.
+MOST_PATHS = 24
 
 
 def plot_training(table: ResultTable) -> Figure:
@@ -39,6 +41,7 @@ def plot_training(table: ResultTable) -> Figure:
         raise InputError("a table of trainings", "none in it", "Draw a table of pretrain")
     known = [one for one in _PANELS if any(one in curve for arm in curves.values() for curve in arm)]
     looks, chance = style.looks(list(curves)), _chance(table)
+    counts = [len(own) for own in curves.values()]
     with style.styled():
         lines = -(-len(known) // 2)
         figure = style.new_figure(0.6 + 2 * style.PANEL_WIDTH, 0.9 + style.PANEL_HEIGHT * lines)
@@ -54,7 +57,8 @@ def plot_training(table: ResultTable) -> Figure:
                     few = {"marker": looks[arm].marker, "markersize": 4} if len(points) < 10 else {}
                     axes.plot(
                         points["step"], points[column], color=looks[arm].colour,
-                        linestyle=looks[arm].dashes, linewidth=1.0, alpha=0.85, **few,
+                        linestyle=looks[arm].dashes, linewidth=1.0, alpha=0.85,
+                        rasterized=sum(counts) > MOST_PATHS, **few,
                     )  # fmt: skip
             if column == "knn_accuracy" and chance is not None:
                 axes.axhline(chance, color="0.4", linewidth=0.8, linestyle=":")
@@ -64,9 +68,9 @@ def plot_training(table: ResultTable) -> Figure:
                 axes.set_yscale("log")
         handles = [Line2D([], [], color=looks[arm].colour, linestyle=looks[arm].dashes) for arm in curves]
         style.add_legend(figure, handles, [style.plain(arm) for arm in curves])
-        seeds = max(len(own) for own in curves.values())
+        fewest, most = min(counts), max(counts)
         notes = [
-            f"{seeds} seed{'s' if seeds > 1 else ''} an arm",
+            f"{most if fewest == most else f'{fewest} to {most}'} seed{'s' if most > 1 else ''} an arm",
             "Losses of different objectives have no common scale",
             "Curves are monitors and decide nothing",
         ]

@@ -79,6 +79,7 @@ class Grid:
         data: At their input size.
         groups: Of the blocks.
         points: States that are trained.
+        pasts: Mode → the backbones as they were at that step of their pretraining, for modes that say one.
         absent: Mode → why there are no such states of this model.
         settings: Of the call.
         folder: The store.
@@ -94,6 +95,7 @@ class Grid:
     data: Data
     groups: list[Group]
     points: list[Point]
+    pasts: Mapping[str, tuple[Backbone, ...]]
     absent: Mapping[str, str]
     settings: Mapping[str, Any]
     folder: Path
@@ -143,7 +145,7 @@ class Grid:
         task = find_task(settings["task"], images, settings["target"])
         readings = [read_for(one, task) for one in backbones]
         groups = group_blocks(first, settings["by"])
-        absent = _absent_modes(backbones, settings["modes"])
+        pasts, absent = _find_pasts(backbones, settings["modes"])
         points = [
             one
             for one in list_points(groups, settings["curves"], settings["modes"])
@@ -156,7 +158,17 @@ class Grid:
         task.check(data.train.truth, data.val.truth, data.test.truth, tuned=settings["tuned"])
         new_head(data, readings[0], settings["seed"])
         grid = cls(
-            name or first.name, backbones, data, groups, points, absent, settings, folder, fold, finished
+            name or first.name,
+            backbones,
+            data,
+            groups,
+            points,
+            pasts,
+            absent,
+            settings,
+            folder,
+            fold,
+            finished,
         )
         for rate in settings["lr"]:
             grid.finetuning(Cell(points[0], 0, rate))
@@ -190,6 +202,10 @@ class Grid:
         """Return the backbone of a trial."""
         return self.backbones[trial if self.is_arm else 0]
 
+    def past(self, cell: Cell) -> Backbone:
+        """Return the backbone of a cell as it was at the step that its mode says."""
+        return self.pasts[cell.point.mode][cell.trial if self.is_arm else 0]
+
     def finetuning(self, cell: Cell) -> Finetuning:
         """Return how a cell is trained."""
         s = self.settings
@@ -214,8 +230,8 @@ class Grid:
         backbone = self.of(cell.trial)
         # A draw of everything is the same for all backbones of an architecture, and trained once.
         drawn = cell.point == Point((), SCRATCH) and self._is_replaced_whole(backbone)
-        if is_past(cell.point.mode):
-            state.append(earlier(backbone, cell.point.mode).weights)
+        if cell.point.mode in self.pasts:
+            state.append(self.past(cell).weights)
         if cell.point.mode == SELFFER:
             state.append(self.key(self.chosen_cell(Point((), SCRATCH), cell.trial)))
         parts = [
@@ -322,8 +338,8 @@ class Grid:
         """Return the backbone that a training starts from."""
         backbone, point, norms = self.of(cell.trial), cell.point, self.settings["norms"]
         seed, source = self.settings["seed"] + cell.trial, None
-        if is_past(point.mode):
-            source = earlier(backbone, point.mode)
+        if point.mode in self.pasts:
+            source = self.past(cell)
         if point.mode == SELFFER:
             source = random_control(backbone, "fresh draw", seed + OTHER_DRAW)
             scratch = self.chosen_cell(Point((), SCRATCH), cell.trial)
@@ -383,18 +399,17 @@ def _check_alike(name: str, backbones: Sequence[Backbone]) -> None:
         raise InputError(f"different weights in arm {name}", "the same twice", "Give each seed once")
 
 
-def _absent_modes(backbones: Sequence[Backbone], modes: Sequence[str]) -> dict[str, str]:
-    """Return the modes that need a past which a backbone does not have, and why."""
-    absent = {}
-    for mode in modes:
-        if not is_past(mode):
-            continue
+def _find_pasts(
+    backbones: Sequence[Backbone], modes: Sequence[str]
+) -> tuple[dict[str, tuple[Backbone, ...]], dict[str, str]]:
+    """Return mode → the backbones at that step of their pretraining, and mode → why there are none."""
+    pasts, absent = {}, {}
+    for mode in filter(is_past, modes):
         try:
-            for one in backbones:
-                earlier(one, mode)
+            pasts[mode] = tuple(earlier(one, mode) for one in backbones)
         except CheckpointError as error:
             absent[mode] = str(error)
-    return absent
+    return pasts, absent
 
 
 def _write(told: Mapping[str, Any], place: Path) -> None:

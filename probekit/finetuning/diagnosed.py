@@ -60,8 +60,9 @@ def _diagnosed(
     )
     rows: dict[Cell, list[Row]] = {}
     frames: dict[str, Any] = {}
+    same = shared(grid)
     for cell, one in grid.counted():
-        told = shared(grid) | training_facts(grid, cell)
+        told = same | training_facts(grid, cell)
         if cell not in cases:
             failed = [{"metric": metric, "value": None, "status": one["status"]} for metric in METRICS]
             rows[cell] = [told | row for row in failed]
@@ -75,9 +76,10 @@ def _diagnosed(
 def _summaries(grids: Sequence[Grid], found: Sequence[Mapping[Cell, list[Row]]]) -> Iterator[Row]:
     """Yield the mean of every metric and state over folds or trials; of a single training its own rows."""
     first = grids[0]
+    same = shared(first)
     for point in first.points:
         own = [[rows for cell, rows in one.items() if cell.point == point] for one in found]
-        told = shared(first) | {"params": params(first, point.kept, point.mode)}
+        told = same | {"params": params(first, point.kept, point.mode)}
         for place, metric in enumerate(METRICS):
             rows = [[trial[place] for trial in fold] for fold in own]
             yield told | {"metric": metric} | _summary(rows, kind_of(first))

@@ -56,9 +56,10 @@ def kind_of(grid: Grid) -> str:
 
 def training_rows(grid: Grid) -> Iterator[Row]:
     """Yield the metrics of every state and trial."""
+    told, baseline = shared(grid), grid.baseline
     for cell, _ in grid.counted():
         for metric in grid.data.task.metrics:
-            yield shared(grid) | _metric_row(grid, cell, metric) | {"null": grid.baseline[metric]}
+            yield told | _metric_row(grid, cell, metric) | {"null": baseline[metric]}
 
 
 def _fold_rows(grids: Sequence[Grid]) -> Iterator[Row]:
@@ -70,11 +71,11 @@ def _fold_rows(grids: Sequence[Grid]) -> Iterator[Row]:
         for point in first.points
         for metric in task.metrics
     }
-    baselines = [one.baseline for one in grids]
+    baselines, same = [one.baseline for one in grids], shared(first)
     for (point, metric), values in found.items():
-        told = {"metric": metric, "params": params(first, point.kept, point.mode)}
+        told = same | {"metric": metric, "params": params(first, point.kept, point.mode)}
         null = {"null": float(np.mean([one[metric] for one in baselines])), "null_kind": "no image seen"}
-        yield shared(first) | told | null | mean_row(values, OVER_FOLDS)
+        yield told | null | mean_row(values, OVER_FOLDS)
     yield from gain_rows(first, {point: found[point, task.metrics[0]] for point in first.points}, OVER_FOLDS)
 
 
@@ -91,12 +92,13 @@ def gain_rows(grid: Grid, values: Mapping[Point, Values], kind: str) -> Iterator
     gains = Gains(names, levels, values, 1 if task.higher_is_better else -1)
     modes = [mode for mode in settings["modes"] if mode not in grid.absent]
     held = level_shares(grid.of(0)).get("high", {}) if levels and levels[0] else {}
+    same = shared(grid)
     for row in score_rows(gains, settings["curves"], modes, kind):
         told = params(grid, row.pop("kept"), row.pop("mode")) | {"of": task.metrics[0]}
         told["curve"] = row.pop("curve")
         if row["metric"] == "high_level_share":
             told |= {f"level_{what}": round(share, 4) for what, share in held.items()}
-        yield shared(grid) | row | {"params": told}
+        yield same | row | {"params": told}
 
 
 def _metric_row(grid: Grid, cell: Cell, metric: str) -> Row:
@@ -132,11 +134,11 @@ def _steps_rows(grid: Grid) -> Iterator[Row]:
     last = [values[-1] for values in ends if len(values)]
     if not last:
         return
-    aim = null + 0.9 * (float(np.mean(last)) - null)
+    aim, same = null + 0.9 * (float(np.mean(last)) - null), shared(grid)
     for point in grid.points:
         found = [steps_to(*_curve(grid, point, trial), aim, aim >= null) for trial in grid.trials]
         reached = np.array([one for one in found if one is not None])
-        row: Row = shared(grid) | {"metric": "steps_to_90"}
+        row: Row = same | {"metric": "steps_to_90"}
         row["params"] = params(grid, point.kept, point.mode) | {"of": metric}
         if len(reached) < len(found):
             missed = len(found) - len(reached)
@@ -154,6 +156,7 @@ def _curve(grid: Grid, point: Point, trial: int) -> tuple[list[int], list[float]
 
 def _change_rows(grid: Grid) -> Iterator[Row]:
     """Yield how far weights moved and how alike outputs stayed, by group, of the whole and of scratch."""
+    same = shared(grid)
     for point in (grid.whole, Point((), SCRATCH)):
         changes = [grid.found[grid.chosen_cell(point, trial)].get("changes") for trial in grid.trials]
         known = [one for one in changes if one]
@@ -163,12 +166,12 @@ def _change_rows(grid: Grid) -> Iterator[Row]:
                 told = params(grid, point.kept, point.mode) | {"group": group.name}
                 why = "undefined: weights of length 0, or a constant output"
                 row = {"metric": metric, "params": told} | mean_row(np.array(values), kind_of(grid), why)
-                yield shared(grid) | _place(grid, group.name) | row
+                yield same | _place(grid, group.name) | row
 
 
 def _rewind_rows(grid: Grid) -> Iterator[Row]:
     """Yield what the finetuned backbone loses when one of its groups is put back: mean over trials."""
-    task = grid.data.task
+    task, same = grid.data.task, shared(grid)
     lost: dict[tuple[str, str, str], list[float]] = {}
     for rows in grid.rewound.values():
         whole, *others = rows
@@ -180,7 +183,7 @@ def _rewind_rows(grid: Grid) -> Iterator[Row]:
             "group": group, "to": to, "rewound_batch_norm": batch_norm, "of": task.metrics[0],
         }  # fmt: skip
         row = {"metric": "rewind_drop", "params": told} | mean_row(np.array(drops), kind_of(grid))
-        yield shared(grid) | _place(grid, group) | row
+        yield same | _place(grid, group) | row
 
 
 def _place(grid: Grid, name: str) -> Row:

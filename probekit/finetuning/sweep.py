@@ -85,7 +85,8 @@ def transfer(
         precision: ``float32``, or ``bfloat16`` in automatic mixed precision.
         seed: Of the first trial.
         finished: Folder of a table of this verb: trainings that it holds are not run again. So another
-            machine goes on where one stopped.
+            machine goes on where one stopped. Not of detection, and not those that curves go on from: a table
+            holds no detections and no weights.
         device: Where it runs; None takes the best there is.
         store: Folder that keeps finished trainings; None takes the user's cache.
         jobs: Parallel workers.
@@ -175,7 +176,8 @@ def reset_curves(
         precision: ``float32``, or ``bfloat16`` in automatic mixed precision.
         seed: Of the first trial.
         finished: Folder of a table of this verb: trainings that it holds are not run again. So another
-            machine goes on where one stopped.
+            machine goes on where one stopped. Not of detection, and not those that curves go on from: a table
+            holds no detections and no weights.
         device: Where it runs; None takes the best there is.
         store: Folder that keeps finished trainings; None takes the user's cache.
         jobs: Parallel workers.
