@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import yaml
+from ladders.arms import seed_words
 from verdicts.judging import Verdict, judge, rule_rows, verdict_row
 from verdicts.plotting import plot_rules
 from verdicts.values import of_errors, of_models, of_states
@@ -73,7 +74,6 @@ PLAN = Plan(
     },
 )
 
-ARCH = "resnet10_w16"
 CURVES: dict[str, Any] = {"curves": ["prefix", "suffix"], "modes": ["random", "stats"]}
 
 
@@ -91,7 +91,7 @@ def run(plan: Plan) -> dict[str, ResultTable]:
     }
     how = {name: s[name] for name in ("steps", "lr", "precision")} | places
     for task, (kind, data) in s["tasks"].items():
-        sized = {arm: [f"{one},size={s['size']}" for one in own] for arm, own in words.items()}
+        sized = {arm: _words(s, arm, s["size"]) for arm in s["arms"]}
         parts = {arm: sized[arm] for arm in s["reset"]}, {arm: sized[arm] for arm in s["whole"]}
         tables[task] = reset_curves([], data, arms=parts[0], task=kind, **CURVES, **how)
         if parts[1]:
@@ -105,11 +105,10 @@ def run(plan: Plan) -> dict[str, ResultTable]:
     return {"verdicts": _table(verdicts, rules, values), **tables}
 
 
-def _words(settings: Mapping[str, Any], arm: str) -> list[str]:
+def _words(settings: Mapping[str, Any], arm: str, size: int | None = None) -> list[str]:
     """Return the words that load every pretraining seed of an arm."""
     count = settings["fewer_seeds"].get(arm, settings["seeds"])
-    folder = f"{settings['checkpoints']}/{settings['arms'][arm]}"
-    return [f"{ARCH}:{folder}/seed-{seed}.pth" for seed in range(count)]
+    return seed_words(f"{settings['checkpoints']}/{settings['arms'][arm]}", count, size)
 
 
 def _name(arm: str, seed: int) -> str:

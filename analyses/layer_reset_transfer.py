@@ -25,6 +25,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ladders.arms import seed_words
+
 from probekit import Plan, ResultTable, reset_curves, transfer
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ PLAN = Plan(
     },
 )
 
-ARCH, SEEDS = "resnet10_w16", 5
+SEEDS = 5
 
 
 def run(plan: Plan) -> dict[str, ResultTable]:
@@ -81,10 +83,7 @@ def run(plan: Plan) -> dict[str, ResultTable]:
 
 def _specs(arms: Mapping[str, str], folder: str, seeds: Mapping[str, int], size: int) -> dict[str, Any]:
     """Return the words that load every pretraining seed of each arm."""
-    return {
-        arm: [f"{ARCH}:{folder}/{place}/seed-{seed}.pth,size={size}" for seed in range(seeds.get(arm, SEEDS))]
-        for arm, place in arms.items()
-    }
+    return {arm: seed_words(f"{folder}/{place}", seeds.get(arm, SEEDS), size) for arm, place in arms.items()}
 
 
 def draw(tables: dict[str, ResultTable]) -> dict[str, Figure]:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ladders.arms import draw_depth, over_seeds
+from ladders.arms import draw_depth, over_seeds, seed_words
 
 from probekit import Plan, ResultTable, diagnose, measure_geometry, probe_boxes
 
@@ -51,7 +51,7 @@ PLAN = Plan(
     },
 )
 
-ARCH, TAPS = "resnet10_w16", "levels"
+TAPS = "levels"
 
 
 def run(plan: Plan) -> dict[str, ResultTable]:
@@ -59,16 +59,13 @@ def run(plan: Plan) -> dict[str, ResultTable]:
     settings = dict(plan.settings)
     folder, arms, seeds, size = (settings.pop(name) for name in ("checkpoints", "arms", "seeds", "size"))
     geometry, regions, boxes = (settings.pop(name) for name in ("geometry", "regions", "boxes"))
-    specs = {
-        arm: [f"{ARCH}:{folder}/{place}/seed-{seed}.pth" for seed in range(seeds)]
-        for arm, place in arms.items()
-    }
+    specs = {arm: seed_words(f"{folder}/{place}", seeds) for arm, place in arms.items()}
     models = [
         f"{arm} seed-{seed} images={words}" for arm, own in specs.items() for seed, words in enumerate(own)
     ]
     inside = measure_geometry(models, taps=TAPS, target="class", **geometry, **settings)
     read = probe_boxes([f"{one},size={size}" for one in models], taps=TAPS, **regions, **settings)
-    sized = {arm: [f"{words},size={size}" for words in own] for arm, own in specs.items()}
+    sized = {arm: seed_words(f"{folder}/{place}", seeds, size) for arm, place in arms.items()}
     return {
         "geometry": inside,
         "regions": read,

@@ -17,10 +17,27 @@ if TYPE_CHECKING:
 
 RANDOM = "random init"
 METRICS = ("accuracy", "r2")
+ARCH = "resnet10_w16"
 # Arms of equal images, and of equal time, by the names of their rungs.
 IMAGES, TIME = "images", "time"
 _SAME = ["target", "metric", "tap"]
 _WHERE = ["data", "split", "block", "level", "depth", "readout"]
+
+
+def seed_words(folder: str, seeds: int, size: int | None = None) -> list[str]:
+    """Return the words that load every seed of an arm that ``analyses/pretraining.py`` left in a folder.
+
+    Args:
+        folder: Holds ``seed-0.pth`` and so on.
+        seeds: How many.
+        size: Side of the input in pixels; None takes that of pretraining.
+
+    Examples:
+        >>> seed_words("checkpoints/ce_images", 1, 64)
+        ['resnet10_w16:checkpoints/ce_images/seed-0.pth,size=64']
+    """
+    ending = "" if size is None else f",size={size}"
+    return [f"{ARCH}:{folder}/seed-{seed}.pth{ending}" for seed in range(seeds)]
 
 
 def over_seeds(probed: ResultTable, metrics: Sequence[str] = METRICS) -> ResultTable:

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from ladders.arms import ARCH
 
 from probekit import ResultTable, pretrain, probe
 from probekit.files import cache_folder, digest_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-ARCH = "resnet10_w16"
 
 
 def climb(
