@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ANALYSES := $(filter-out analyses/__init__.py,$(wildcard analyses/*.py))
 
-.PHONY: demo test check campaign reports clean
+.PHONY: demo test check campaign reports api clean
 
 # One thread each: two test processes share two cores, and sums keep their order.
 test campaign: export OMP_NUM_THREADS = 1
@@ -22,6 +22,10 @@ check: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The API reference, in runs/api/probekit.html.
+api: $(VENV)/installed-test
+	$(BIN)/python docs/build_api.py runs/api
 
 campaign: $(VENV)/installed-test
 	$(BIN)/python -m pytest -q -n 2 -m "campaign and not gpu"

@@ -67,6 +67,7 @@ PLAN = Plan(
         "diagnosed": ["boxes"],
         "size": 64,
         "steps": 200,
+        "batch_size": 32,
         "lr": [0.001, 0.003, 0.01],
         "precision": "bfloat16",
         "permutations": 3,
@@ -89,7 +90,7 @@ def run(plan: Plan) -> dict[str, ResultTable]:
         "unseen": probe(models, s["unseen"], targets=["class"], shots=[], equal_d=False, **read),
         "inside": measure_geometry(models, s["own"], target="class", **read),
     }
-    how = {name: s[name] for name in ("steps", "lr", "precision")} | places
+    how = {name: s[name] for name in ("steps", "batch_size", "lr", "precision")} | places
     for task, (kind, data) in s["tasks"].items():
         sized = {arm: _words(s, arm, s["size"]) for arm in s["arms"]}
         parts = {arm: sized[arm] for arm in s["reset"]}, {arm: sized[arm] for arm in s["whole"]}

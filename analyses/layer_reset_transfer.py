@@ -58,6 +58,7 @@ PLAN = Plan(
         "modes": ["random", "stats"],
         "trials": 3,
         "steps": 200,
+        "batch_size": 32,
         "lr": [0.001, 0.003, 0.01],
         "precision": "bfloat16",
     },

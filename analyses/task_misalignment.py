@@ -47,7 +47,13 @@ PLAN = Plan(
         "size": 64,
         "geometry": {"data": "shapeworld/source,train=3000,test=1000", "permutations": 3, "random": 3},
         "regions": {"data": SCENES, "permutations": 3, "random": 3},
-        "boxes": {"data": SCENES, "steps": 200, "lr": [0.001, 0.003, 0.01], "precision": "bfloat16"},
+        "boxes": {
+            "data": SCENES,
+            "steps": 200,
+            "batch_size": 32,
+            "lr": [0.001, 0.003, 0.01],
+            "precision": "bfloat16",
+        },
     },
 )
 

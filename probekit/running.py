@@ -50,6 +50,7 @@ VERBS = {
     "transfer": "probekit.finetuning.sweep:transfer",
     "reset": "probekit.finetuning.sweep:reset_curves",
     "diagnose": "probekit.finetuning.diagnosing:diagnose",
+    "demo": "probekit.demo:demo",
 }
 # What says where and how to run, not what: kept out of plans, so that a plan runs on any machine.
 PLACES = ("store", "device", "jobs")
@@ -94,6 +95,7 @@ SMOKE: dict[str, dict[str, Any]] = {
     "transfer": {"trials": 2, "steps": 4, "batch_size": 16, "lr": [1e-3]},
     "reset": {"trials": 2, "steps": 4, "batch_size": 16, "lr": [1e-3]},
     "diagnose": {"trials": 2, "steps": 4, "batch_size": 16, "lr": [1e-3], "permutations": 3},
+    "demo": {"task": "shapeworld/unseen,train=60,test=40", "steps": 2, "permutations": 3, "random": 1},
 }
 SMOKE_IMAGES = 120
 
@@ -110,7 +112,7 @@ def execute(plan: Plan, out: str | Path | None, **places: Any) -> dict[str, Resu
         **places: ``store``, ``device``, ``jobs``: where and how, which no result depends on.
 
     Returns:
-        Table name → table; empty for verbs that leave features only.
+        Table name → table; that of a verb is named after it.
 
     Raises:
         InputError: If the plan names an unknown verb or setting, or objects of another process.
@@ -133,7 +135,7 @@ def execute(plan: Plan, out: str | Path | None, **places: Any) -> dict[str, Resu
         tables: dict[str, ResultTable] = analysis.run(plan.having(**given))
     else:
         result = verb(**plan.settings, **given)
-        tables = {plan.verb: result} if isinstance(result, ResultTable) else {}
+        tables = {plan.verb: result} if isinstance(result, ResultTable) else result
     if folder is not None and tables:
         command = f"probekit run {plan.verb if analysis is not None else 'plan.yaml'}"
         for name, table in tables.items():

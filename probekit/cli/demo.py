@@ -14,7 +14,10 @@ def demo(
     smoke: options.Smoke = False,
     dry_run: options.DryRun = False,
 ) -> None:
-    """Run the main job on what is built in: real ImageNet weights against random init, ShapeWorld and digits.
+    """Run the main job on what is built in: probes, geometry, pixels and resets of five trained backbones.
+
+    EfficientNet-Lite0 with ImageNet's weights, and four small networks that differ in nothing but what they
+    were trained for, beside random init; on drawn images, so that nothing is downloaded.
 
     Example: probekit demo --out runs/demo
     """

@@ -350,7 +350,9 @@ def _tuned(
     def given(split: str, rows: NDArray[np.int64]) -> Tensor:
         return images_of(backbone, getattr(data, split).pixels[rows])
 
-    return learner.to(memory_format=torch.channels_last), given
+    # The backbone alone: in which order a head computes is its own matter.
+    learner.module.to(memory_format=torch.channels_last)
+    return learner, given
 
 
 def _frozen(

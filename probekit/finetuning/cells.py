@@ -49,7 +49,7 @@ from probekit.version import __version__
 log = logging.getLogger(__name__)
 
 # Changes whenever a stored training would no longer be what the code computes.
-CELL_FORMAT = 2
+CELL_FORMAT = 3
 DRAWS = 2000
 RESULT, ANSWERS, KEPT_WEIGHTS = "result.json", "answers.npz", "weights-*.pt"
 # The same as the first of the answers that some tasks keep: other tasks' trainings stay as they are.

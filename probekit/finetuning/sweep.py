@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from probekit.backbones.backbone import Backbone
 from probekit.backbones.spec import ModelSpec
 from probekit.compute import software_versions
 from probekit.data.images import ImageSet
@@ -21,11 +22,10 @@ from probekit.results.table import ResultTable
 from probekit.version import __version__
 
 if TYPE_CHECKING:
-    from probekit.backbones.backbone import Backbone
     from probekit.finetuning.cells import Grid
 
 RATES = (3e-4, 1e-3, 3e-3)
-Models: TypeAlias = "str | ModelSpec | Backbone | Sequence[str | ModelSpec | Backbone]"
+Models: TypeAlias = str | ModelSpec | Backbone | Sequence[str | ModelSpec | Backbone]
 
 
 def transfer(
