@@ -9,23 +9,24 @@ from typing import Any
 from probekit.finetuning.sweep import reset_curves
 from probekit.geometry.sweep import measure_geometry
 from probekit.plan import Plan
+from probekit.probes.protocol import PENALTIES
 from probekit.probes.sweep import probe
 from probekit.reconstruction.sweep import reconstruct
 from probekit.results.table import ResultTable
 
+# 96 px is the smallest input at which the deepest map of this network is still 3 × 3.
+IMAGENET = "imagenet=tf_efficientnet_lite0:wheel,size=96"
+ARMS = {
+    name: f"{name}=resnet10_w16:bundled@{arm}"
+    for name, arm in {"ce": "ce", "supcon": "supcon", "moco": "moco-v2", "exemplar": "exemplar-v2"}.items()
+}
 PLAN = Plan(
     "demo",
     {
-        # 96 px is the smallest input at which the deepest map of this network is still 3 × 3.
-        "models": [
-            "imagenet=tf_efficientnet_lite0:wheel,size=96",
-            "ce=resnet10_w16:bundled@ce",
-            "supcon=resnet10_w16:bundled@supcon",
-            "moco=resnet10_w16:bundled@moco-v2",
-            "exemplar=resnet10_w16:bundled@exemplar-v2",
-        ],
+        "models": [IMAGENET, *ARMS.values()],
+        "alike": list(ARMS.values()),
         "data": "shapeworld/source,train=1000,test=600",
-        "reset": ["ce=resnet10_w16:bundled@ce", "moco=resnet10_w16:bundled@moco-v2"],
+        "reset": [ARMS["ce"], ARMS["moco"]],
         "task": "shapeworld/unseen,train=600,test=600",
         "taps": "levels",
         "steps": 60,
@@ -40,6 +41,7 @@ def demo(
     models: Sequence[str],
     data: str,
     *,
+    alike: Sequence[str],
     reset: Sequence[str],
     task: str,
     taps: str | Sequence[str] = "levels",
@@ -47,6 +49,7 @@ def demo(
     trials: int = 3,
     permutations: int = 5,
     random: int = 2,
+    penalties: Sequence[float] = PENALTIES,
     device: str | None = None,
     store: str | Path | None = None,
     jobs: int = 1,
@@ -56,6 +59,7 @@ def demo(
     Args:
         models: Words that name them.
         data: With classes and factors, read by all of them.
+        alike: Words of those that take the same pixels, which are read back from them.
         reset: Words of those of which the first levels are kept and the others drawn anew.
         task: With classes, which these learn.
         taps: Where the models are read.
@@ -63,6 +67,7 @@ def demo(
         trials: Of every state.
         permutations: Behind each null.
         random: Random draws of every architecture.
+        penalties: Of probes, to choose from.
         device: Where it runs; the fastest there is by default.
         store: Folder of what is kept.
         jobs: Processes.
@@ -76,9 +81,9 @@ def demo(
     places: dict[str, Any] = {"device": device, "store": store, "jobs": jobs}
     read: dict[str, Any] = {"taps": taps, "random": random, "permutations": permutations, **places}
     return {
-        "probe": probe(models, data, shots=[1, 5, 20], **read),
+        "probe": probe(models, data, shots=[1, 5, 20], penalties=penalties, **read),
         "geometry": measure_geometry(models, data, **read),
-        "reconstruct": reconstruct(models, data, **read),
+        "reconstruct": reconstruct(alike, data, penalties=penalties, **read),
         "reset": reset_curves(
             reset, task, curves=["prefix"], modes=["random"], trials=trials, steps=steps, lr=[0.003], **places
         ),

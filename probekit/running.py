@@ -95,7 +95,16 @@ SMOKE: dict[str, dict[str, Any]] = {
     "transfer": {"trials": 2, "steps": 4, "batch_size": 16, "lr": [1e-3]},
     "reset": {"trials": 2, "steps": 4, "batch_size": 16, "lr": [1e-3]},
     "diagnose": {"trials": 2, "steps": 4, "batch_size": 16, "lr": [1e-3], "permutations": 3},
-    "demo": {"task": "shapeworld/unseen,train=60,test=40", "steps": 2, "permutations": 3, "random": 1},
+    "demo": {
+        "models": ["imagenet=tf_efficientnet_lite0:wheel,size=96", "moco=resnet10_w16:bundled@moco-v2"],
+        "alike": ["moco=resnet10_w16:bundled@moco-v2"],
+        "reset": ["moco=resnet10_w16:bundled@moco-v2"],
+        "task": "shapeworld/unseen,train=60,test=40",
+        "steps": 2,
+        "permutations": 2,
+        "random": 1,
+        "penalties": [1.0, 0.1, 0.01],
+    },
 }
 SMOKE_IMAGES = 120
 
@@ -205,13 +214,17 @@ def foresee(plan: Plan, **places: Any) -> pd.DataFrame:  # noqa: ANN401
     Loads the models and times one batch of each; computes nothing else and writes nothing.
 
     Args:
-        plan: A plan with settings ``models`` and ``data``.
+        plan: A plan with settings ``models`` and ``data``, or of an analysis with a ``foresee`` of its own.
         **places: ``device``; others are ignored.
     """
     from probekit.features.comparison import list_entries
     from probekit.features.extraction import estimate
 
     settings = plan.settings
+    if plan.verb.endswith(".py"):
+        own = getattr(load_analysis(Path(plan.verb)), "foresee", None)
+        if own is not None:
+            return pd.DataFrame(own(plan))
     if plan.verb == "pretrain":
         from probekit.pretraining.sweep import foresee_pretraining
 

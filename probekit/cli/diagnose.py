@@ -17,6 +17,7 @@ def diagnose(
         Path | None,
         typer.Option(help="In place of models: a JSON file of detections in COCO's results format."),
     ] = None,
+    task: options.Task = None,
     target: options.Target = None,
     similar: Annotated[
         list[str] | None, typer.Option(help="Similar classes joined by +, as in cat+dog; repeat.")
@@ -53,6 +54,7 @@ def diagnose(
         "models": model,
         "data": data,
         "detections": str(detections) if detections is not None else None,
+        "task": task,
         "target": target,
         "similar": similar,
         "permutations": permutations,

@@ -31,6 +31,7 @@ def diagnose(
     *,
     arms: Mapping[str, Models] | None = None,
     detections: str | Path | None = None,
+    task: str = Detection.name,
     target: str | None = None,
     similar: Sequence[str] = (),
     permutations: int = 20,
@@ -54,7 +55,7 @@ def diagnose(
     """Say why detections are wrong: what each type of error costs, and what the best boxes are.
 
     With ``models``, detectors are trained from whole backbones and from scratch as by ``transfer`` with the
-    task ``detection``, or found again where that was done before. With ``detections``, those of any other
+    task, or found again where that was done before. With ``detections``, those of any other
     detector are judged in the pixels of the images, and nothing is trained.
 
     Costs are TIDE's: the rise of AP50 if errors of one type alone were put right. Shares are Hoiem's: what
@@ -68,6 +69,7 @@ def diagnose(
         arms: As of ``transfer``.
         detections: In place of models, a JSON file of detections in COCO's results format, judged on the test
             images: see ``data.coco_results.read_results``.
+        task: ``detection``, ``detection/c4`` or ``detection/c4-norm``.
         target: Name of its boxes; None takes the first.
         similar: Groups of similar classes, each names joined by ``+``; without, that share is left empty.
         permutations: Ways to give images the boxes of others, for nulls.
@@ -97,7 +99,7 @@ def diagnose(
         InputError: If not either models or detections are given, or a setting cannot be used.
         DataError: If data or detections cannot be used.
     """
-    settings = stored_settings(locals()) | {"task": Detection.name}
+    settings = stored_settings(locals())
     settings["detections"] = str(detections) if detections is not None else None
     if (models is None and not arms) == (detections is None) or data is None:
         raise InputError(
@@ -109,10 +111,12 @@ def diagnose(
         raise InputError("permutations of at least 0", str(permutations), "20 is the default")
     began = time.monotonic()
     images = open_images(data) if isinstance(data, str) else data
-    task = find_task(Detection.name, images, target)
-    groups = similar_groups(each(similar), task.classes)
+    learnt = find_task(task, images, target)
+    if not isinstance(learnt, Detection):
+        raise InputError("detection, detection/c4 or detection/c4-norm", repr(task), "Choose one")
+    groups = similar_groups(each(similar), learnt.classes)
     if detections is not None:
-        return _of_file(Path(detections), images, task.target, groups, settings, reference(data), began)
+        return _of_file(Path(detections), images, learnt.target, groups, settings, reference(data), began)
     settings |= {"curves": [], "modes": [], "by": "level", "norms": "reset"}
     from probekit.finetuning.diagnosed import diagnosed
     from probekit.finetuning.rows import grid_facts
