@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The paper's own scale is for a laboratory.
 ANALYSES := $(filter-out analyses/__init__.py analyses/paper.py,$(wildcard analyses/*.py))
 
-.PHONY: demo test check campaign reports api clean
+.PHONY: demo test check campaign reports notebooks api clean
 
 # One thread each: two test processes share two cores, and sums keep their order.
 test campaign: export OMP_NUM_THREADS = 1
@@ -23,6 +23,10 @@ check: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Pages of the notebooks, in reports/notebooks.
+notebooks: $(VENV)/installed-test
+	$(BIN)/python docs/render_notebooks.py
 
 # The API reference, in runs/api/probekit.html.
 api: $(VENV)/installed-test

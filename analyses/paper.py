@@ -17,7 +17,7 @@ Would falsify it: a supervised ResNet-50 on a par with MoCo's on VOC07 under equ
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,7 @@ INVERSION_STEPS = 3000
 MAIN = ("moco_v2_imagenet", "supervised_imagenet", "exemplar_v2")
 # What all trainings of detectors share; 16 images a step and 24,000 steps are the paper's schedule on VOC07.
 DETECTORS = {"task": "detection/c4-norm", "batch_size": 16, "optimiser": "sgd", "lr": [0.01, 0.02, 0.04]}
-VERBS = {
+VERBS: Mapping[str, Callable[..., ResultTable]] = {
     "probe": probe,
     "reconstruct": reconstruct,
     "diagnose": diagnose,

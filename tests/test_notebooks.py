@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import html
+import json
 import re
 from pathlib import Path
 
 import pytest
 
-NOTEBOOKS = sorted(Path("docs").glob("*.ipynb"))
+FOLDER = Path("analyses/notebooks")
+NOTEBOOKS = [*sorted(Path("docs").glob("*.ipynb")), *sorted(FOLDER.glob("*.ipynb"))]
 
 
 @pytest.mark.slow
@@ -20,6 +23,26 @@ def test_notebooks_run(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     nbclient.NotebookClient(notebook, timeout=240, kernel_name="python3").execute()
     shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert any("image/png" in output.get("data", {}) for output in shown)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_kept_without_outputs(path: Path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    assert not [cell for cell in cells if cell.get("outputs") or cell.get("execution_count")]
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_rendered_notebooks_show_the_code_there_is_and_load_nothing(path: Path):
+    page = Path("reports/notebooks", f"{path.stem}.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert not re.findall(r'(?:src|href)="(?:https?:)?//', page)
+    shown = html.unescape(re.sub(r"<[^>]+>", "", page))
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            last = "".join(cell["source"]).strip().splitlines()[-1]
+            assert html.escape(last, quote=True).replace("&#x27;", "&#39;") in shown.replace(
+                "&#x27;", "&#39;"
+            )
 
 
 @pytest.mark.slow

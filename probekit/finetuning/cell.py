@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from probekit.tasks.task import Score, Task, Values
 
 # Shares of all steps at which the images held out are asked.
-WATCHED = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+WATCHED = (0.1, 0.25, 0.5, 0.75, 1.0)
 # Share of train that is held out where there is no val split.
 HELD = 0.15
 # Images by which the two modes of batch norm are compared, and fewest that tell; permutations behind chance.
@@ -217,9 +217,12 @@ def finetune(
             with replacing(weights_file(folder, step)) as temporary:
                 torch.save(learner.state_dict(), temporary)
 
+    seen: list[float] = []
+
     def val() -> float:
         answers = answers_to(learner, given, data, "val", one.batch_size)
-        return data.task.score(answers, data.val.truth)[first].value
+        seen.append(data.task.score(answers, data.val.truth)[first].value)
+        return seen[-1]
 
     facts: dict[str, Any] = {"n_train": len(data.train), "readout": reading.readout}
     if not one.tuned and not data.task.head_learns:
@@ -242,7 +245,9 @@ def finetune(
     facts["wall_s"] = time.monotonic() - began
     said = answers_to(learner, given, data, "test", one.batch_size)
     kept = said if data.task.keeps else None
-    return Trained(val(), data.task.score(said, data.test.truth), kept, facts, learner)
+    # The last step is watched; nothing was seen where an interrupted training had only this left to do.
+    last = seen[-1] if seen else val()
+    return Trained(last, data.task.score(said, data.test.truth), kept, facts, learner)
 
 
 def weights_file(folder: Path, step: int) -> Path:
