@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path("analyses/notebooks")
-NOTEBOOKS = [*sorted(Path("docs").glob("*.ipynb")), *sorted(FOLDER.glob("*.ipynb"))]
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 
 @pytest.mark.slow
@@ -31,7 +31,7 @@ def test_notebooks_are_kept_without_outputs(path: Path):
     assert not [cell for cell in cells if cell.get("outputs") or cell.get("execution_count")]
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_rendered_notebooks_show_the_code_there_is_and_load_nothing(path: Path):
     page = Path("reports/notebooks", f"{path.stem}.html").read_text(encoding="utf-8")
     assert "<script" not in page
@@ -40,9 +40,7 @@ def test_rendered_notebooks_show_the_code_there_is_and_load_nothing(path: Path):
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] == "code":
             last = "".join(cell["source"]).strip().splitlines()[-1]
-            assert html.escape(last, quote=True).replace("&#x27;", "&#39;") in shown.replace(
-                "&#x27;", "&#39;"
-            )
+            assert last in shown
 
 
 @pytest.mark.slow
