@@ -10,7 +10,7 @@ import pytest
 from probekit import Plan
 from probekit.errors import InputError
 from probekit.plan import live_reference
-from probekit.running import execute, load_analysis, shrink
+from probekit.running import execute, foresee, load_analysis, shrink
 
 ANALYSES = sorted(Path("analyses").glob("[a-z]*.py"))
 
@@ -52,6 +52,20 @@ def test_every_analysis_runs_in_seconds_when_shrunk(path: Path, tmp_path: Path):
     execute(shrink(plan), tmp_path)
     assert (tmp_path / "index.html").exists()
     assert list((tmp_path / "figures").glob("*.png"))
+
+
+def test_a_dry_run_of_the_paper_counts_trainings_and_what_is_missing(tmp_path: Path):
+    plan = load_analysis(Path("analyses/paper.py")).PLAN
+    (tmp_path / "exemplar_v2.pth").touch()
+    told = foresee(plan.having(checkpoints=str(tmp_path))).set_index("stage")
+    assert set(told.index) == set(plan.settings["stages"])
+    assert len(set(plan.settings["stages"]["voc07"]["models"])) == 24
+    # Whole and scratch; three rates in the first trial, the best of them in the four others.
+    assert told.loc["voc07", "cells"] == 24 * 2 * (3 + 4)
+    assert told.loc["voc07", "missing"].startswith("VOC2007/, 23 of 24 checkpoints")
+    assert told.loc["voc07", "hours"] == pytest.approx(
+        336 * 24_000 * 16 * 3 * 4.1e9 * (640 / 224) ** 2 / 2e13 / 3600, abs=0.05
+    )
 
 
 def test_an_incomplete_analysis_file_is_refused(tmp_path: Path):

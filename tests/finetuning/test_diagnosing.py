@@ -226,6 +226,17 @@ def test_tables_survive_their_folder(tmp_path: Path, planted: None):
     pd.testing.assert_frame_equal(read.attachments[key], table.attachments[key], check_dtype=False)
 
 
+def test_another_detector_of_the_same_backbone_is_judged(tmp_path: Path):
+    data = "shapeworld/scenes,train=24,test=6,annotations=boxes"
+    settings = QUICK | {"trials": 1, "permutations": 1, "store": tmp_path}
+    table = diagnose(WORDS, data, task="detection/c4", **settings)
+    told = transfer(WORDS, data, task="detection/c4", **(QUICK | {"trials": 1, "store": tmp_path}))
+    for metric in ("ap", "ap50"):
+        said, before = (one.where(metric=metric).frame["value"].tolist() for one in (table, told))
+        assert said[:2] == before
+    assert table.provenance["settings"]["task"] == "detection/c4"
+
+
 @pytest.mark.parametrize(
     ("given", "part"),
     [
@@ -236,6 +247,14 @@ def test_tables_survive_their_folder(tmp_path: Path, planted: None):
         ({"models": WORDS, "data": DATA, "permutations": -1}, "permutations of at least 0"),
         ({"models": WORDS, "data": DATA, "folds": 1}, "2 to 80 folds"),
         ({"models": WORDS, "data": "shapeworld/scenes,train=60,test=20"}, "kind boxes for detection"),
+        (
+            {
+                "models": WORDS,
+                "data": "shapeworld/scenes,train=60,test=20,annotations=masks",
+                "task": "segmentation",
+            },
+            "detection/c4",
+        ),
     ],
 )
 def test_what_cannot_be_judged_is_refused_before_anything_is_trained(given, part, tmp_path: Path):
