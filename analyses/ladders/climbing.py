@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from ladders.arms import ARCH
 
 from probekit import ResultTable, pretrain, probe
 from probekit.files import cache_folder, digest_bytes
+from probekit.functional.intervals import t_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -124,21 +126,35 @@ def draw_rungs(
     best = best_rows(tables["transfer"])
     panels = {**first, **{f"transfer: {one}": (best, str(one)) for one in dict.fromkeys(best["target"])}}
     with styled():
-        figure = new_figure(1.2 + 1.9 * len(panels), 2.9)
+        figure = new_figure(1.2 + 1.9 * len(panels), 3.4)
         look = looks(arms)
         handles: dict[str, Any] = {}
         for axes, (title, (frame, target)) in zip(
             figure.subplots(1, len(panels)), panels.items(), strict=True
         ):
+            rows = frame if target is None else frame[frame["target"] == target]
             for arm in arms:
-                values = [_mean(frame, arm, rung, target) for rung in rungs]
-                colour, marker = look[arm].colour, look[arm].marker
-                (handles[plain(arm)],) = axes.plot(range(len(rungs)), values, color=colour, marker=marker)
+                points = np.array([_point(rows, arm, rung) for rung in rungs]).T
+                bars = np.clip([points[0] - points[1], points[2] - points[0]], 0, None)
+                own = {"color": look[arm].colour, "marker": look[arm].marker, "capsize": 2}
+                handles[plain(arm)] = axes.errorbar(range(len(rungs)), points[0], bars, **own)
+            controls = rows["model"].astype(str).str.startswith("random@")
+            axes.axhline(rows.loc[~controls, "null"].mean(), color="0.5", linestyle="--", linewidth=0.9)
+            if bool(controls.any()):
+                axes.axhline(rows.loc[controls, "value"].mean(), color="0.5", linestyle=":", linewidth=0.9)
             axes.set_xticks(range(len(rungs)), rungs, rotation=60, ha="right")
             axes.set_title(plain(title))
             axes.set_ylabel("R²" if target not in (None, "class") else "Accuracy")
         add_legend(figure, list(handles.values()), list(handles))
-        add_footer(figure, ["Means over seeds, at the tap that is best on val", *notes])
+        add_footer(
+            figure,
+            [
+                "At the tap that is best on val",
+                "Bars: 95 %, over test images where there is one seed, over seeds where there are several",
+                "Dashed: null; dotted: random init, mean of its draws",
+                *notes,
+            ],
+        )
     return finish(figure, "What each rung leaves: classes, unseen classes, factors.")
 
 
@@ -148,9 +164,13 @@ def best_rows(table: ResultTable) -> pd.DataFrame:
     return pd.concat([table.best(metric).frame for metric in known])
 
 
-def _mean(frame: pd.DataFrame, arm: str, rung: str, target: str | None) -> float:
+def _point(frame: pd.DataFrame, arm: str, rung: str) -> tuple[float, float, float]:
+    """Return the value of an arm on a rung and its interval: of its row, or of the mean of its seeds."""
     words = frame["model"].astype(str).str.replace(",", "").str.split()
-    chosen = (words.str[0] == arm) & (words.str[-1] == rung)
-    if target is not None:
-        chosen &= frame["target"] == target
-    return float(frame.loc[chosen, "value"].mean())
+    chosen = frame[(words.str[0] == arm) & (words.str[-1] == rung)]
+    if len(chosen) == 1:
+        value, low, high = chosen[["value", "ci_low", "ci_high"]].to_numpy(float)[0]
+        return value, low, high
+    values = chosen["value"].to_numpy(float)
+    low, high = t_interval(values)
+    return float(values.mean()), low, high
