@@ -67,14 +67,14 @@ def run(plan: Plan) -> dict[str, ResultTable]:
 
 def draw(tables: dict[str, ResultTable]) -> dict[str, Figure]:
     """Draw the trainings, transfer against depth, and transfer against the accuracy on the own classes."""
-    from probekit.figures import draw_probe, plot_training
+    from probekit.figures import plot_depth, plot_training
 
     own = tables["pretrain"].where(metric="accuracy").frame
     last = "The last rung is no part of the ladder"
     return {
         "ladder": draw_rungs(tables, {"own classes": (own, None)}, [last]),
         "training": plot_training(tables["pretrain"]),
-        **draw_probe(tables["transfer"]),
+        **{f"depth-{one}": plot_depth(tables["transfer"], one) for one in ("accuracy", "r2")},
     }
 
 

@@ -78,13 +78,13 @@ def run(plan: Plan) -> dict[str, ResultTable]:
 
 def draw(tables: dict[str, ResultTable]) -> dict[str, Figure]:
     """Draw the trainings, and what each rung leaves."""
-    from probekit.figures import draw_probe, plot_training
+    from probekit.figures import plot_depth, plot_training
 
     own = best_rows(tables["classes"])
     return {
         "ladder": draw_rungs(tables, {"classes of the whole set": (own, "class")}, []),
         "training": plot_training(tables["pretrain"]),
-        **draw_probe(tables["transfer"]),
+        **{f"depth-{one}": plot_depth(tables["transfer"], one) for one in ("accuracy", "r2")},
     }
 
 

@@ -64,13 +64,12 @@ def run(plan: Plan) -> dict[str, ResultTable]:
 
 def draw(tables: dict[str, ResultTable]) -> dict[str, Figure]:
     """Draw arms against random init on both sets of classes, by depth, and the trainings."""
-    from probekit.figures import draw_probe, plot_training
+    from probekit.figures import plot_training
 
     return {
         "arms-known": draw_arms(tables["known"]),
         "arms-unseen": draw_arms(tables["unseen"]),
         "training": plot_training(tables["pretrain"]),
-        **draw_probe(tables["unseen"]),
     }
 
 
