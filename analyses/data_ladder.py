@@ -9,11 +9,17 @@ saw, and where things are.
 
 Command: ``probekit run analyses/data_ladder.py --out reports/data_ladder``
 
-Minutes: not measured as a whole; a training of ResNet-10 on 8,000 images of 48 px, 30 passes, takes 4 to 6
-minutes of one core, and the plan has 12.
+Minutes: about 50 of one core: 14 trainings of ResNet-10 on 8,000 images of 48 px, 20 passes, of 3 minutes
+each, and 6 of probes.
 
-Expected: (from the paper, on ImageNet) without labels transfer depends little on what the images show, and
-accuracy on the classes of the whole set depends much on it; with labels both depend on it.
+Expected: (measured, one seed; half-widths of intervals over images up to .03) with labels, unseen classes are
+read .67 after all images, .36 to .48 after a tenth, five classes, another domain or one family of shapes, .19
+after textures and photographs (chance .10). Without labels they are at chance on every rung (.10 to .13), as
+are the classes of the whole set (.05 to .07). Where things are does not depend much on the images for MoCo (x
+.85 to .88; random init .65) as long as they have shapes that move: after textures .59, after photographs .63.
+As in the paper, without labels transfer depends little on what the images show; but of places alone, and
+textures leave nothing. Cross-entropy on five classes reads x .04 [-1.7, .87]: single images far from all
+others decide it.
 
 Would falsify it: without labels, a spread of transfer over the rungs as large as with labels.
 """

@@ -34,7 +34,7 @@ PLAN = Plan(
         "rungs": {"images": {"arms": ["ce", "ce-mlp", "supcon", "moco-v2", "exemplar-v2"]}},
         "arch": "resnet18_w16_cifar",
         "data": f"{CIFAR},{KNOWN}",
-        "seeds": 1,
+        "seeds": 3,
         "epochs": 8,
         "batch_size": 128,
         "queue": 4096,
@@ -58,7 +58,7 @@ def run(plan: Plan) -> dict[str, ResultTable]:
     """Train every arm on seven classes, probe those and the three others, and compare arms."""
     settings = dict(plan.settings)
     probes = {name: (data, targets) for name, (data, targets) in settings.pop("probes").items()}
-    tables = climb(settings.pop("rungs"), probes, settings, settings.pop("taps"))
+    tables = climb(settings.pop("rungs"), probes, settings, settings.pop("taps"), keep=False)
     return {**tables, "arms": ResultTable.concat([over_seeds(tables[name]) for name in probes])}
 
 
@@ -76,7 +76,7 @@ def draw(tables: dict[str, ResultTable]) -> dict[str, Figure]:
 def smoke(plan: Plan) -> Plan:
     """Shrink to seconds: two arms, few images of ShapeWorld and steps."""
     return plan.having(
-        rungs={"images": {"arms": ["ce", "moco-v2"]}},
+        rungs={"images": {"arms": ["ce", "moco-v2"], "seeds": 1}},
         arch="resnet10_w16",
         data="shapeworld/source,train=120,test=40",
         probes={"known": ["shapeworld/source,train=60,test=40", ["class"]],
