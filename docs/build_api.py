@@ -12,8 +12,12 @@ import probekit
 
 def build_api(folder: Path) -> Path:
     """Write the reference of all public names, with a search, into a folder; return its page."""
-    # They resolve on first use, which pdoc does not try.
-    vars(probekit).update({name: getattr(probekit, name) for name in probekit.__all__})
+    # They resolve on first use, which pdoc does not try; and modules name backbones that they do not load.
+    public = {name: getattr(probekit, name) for name in probekit.__all__}
+    vars(probekit).update(public)
+    for one in public.values():
+        if module := sys.modules.get(getattr(one, "__module__", "")):
+            vars(module).setdefault("Backbone", probekit.Backbone)
     pdoc.render.configure(docformat="google", show_source=False)
     pdoc.pdoc("probekit", "!probekit[.].*", output_directory=folder)
     return folder / "probekit.html"

@@ -16,8 +16,8 @@ def demo(
 ) -> None:
     """Run the main job on what is built in: probes, geometry, pixels and resets of five trained backbones.
 
-    EfficientNet-Lite0 with ImageNet's weights, and four small networks that differ in nothing but what they
-    were trained for, beside random init; on drawn images, so that nothing is downloaded.
+    EfficientNet-Lite0 with ImageNet's weights, and four small networks that differ in the objective they
+    were trained by, beside random init; on drawn images, so that nothing is downloaded.
 
     Example: probekit demo --out runs/demo
     """

@@ -6,9 +6,8 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
-from probekit.backbones.backbone import Backbone
 from probekit.backbones.spec import ModelSpec
 from probekit.compute import software_versions
 from probekit.data.images import ImageSet
@@ -22,10 +21,12 @@ from probekit.results.table import ResultTable
 from probekit.version import __version__
 
 if TYPE_CHECKING:
+    from probekit.backbones.backbone import Backbone
     from probekit.finetuning.cells import Grid
 
 RATES = (3e-4, 1e-3, 3e-3)
-Models: TypeAlias = str | ModelSpec | Backbone | Sequence[str | ModelSpec | Backbone]
+# The name of a backbone alone: its module loads torch.
+Models: TypeAlias = Union[str, ModelSpec, "Backbone", Sequence[Union[str, ModelSpec, "Backbone"]]]
 
 
 def transfer(
