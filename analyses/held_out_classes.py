@@ -45,11 +45,11 @@ PLAN = Plan(
         "rate_epochs": 2,
         "precision": "bfloat16",
         "probes": {
-            "known": [f"{CIFAR},{KNOWN}", ["class"]],
-            "unseen": [f"{CIFAR},classes=bird+horse+ship", ["class"]],
+            "known": [f"{CIFAR},{KNOWN},limit=3000", ["class"]],
+            "unseen": [f"{CIFAR},classes=bird+horse+ship,limit=3000", ["class"]],
         },
         "taps": ["stages"],
-        "random": 5,
+        "random": 3,
     },
 )
 
