@@ -45,8 +45,8 @@ PLAN = Plan(
         "rate_epochs": 2,
         "precision": "bfloat16",
         "probes": {
-            "known": [f"{CIFAR},{KNOWN},limit=3000", ["class"]],
-            "unseen": [f"{CIFAR},classes=bird+horse+ship,limit=3000", ["class"]],
+            "known": [f"{CIFAR},{KNOWN},limit=3000,name=seven-classes", ["class"]],
+            "unseen": [f"{CIFAR},classes=bird+horse+ship,limit=3000,name=bird-horse-ship", ["class"]],
         },
         "taps": ["stages"],
         "random": 3,
