@@ -7,9 +7,14 @@ they name; the question is whether they help, or hurt, with what they do not.
 
 Command: ``probekit run analyses/held_out_classes.py --out reports/held_out_classes``
 
-Minutes: not measured; a training takes about 6 to 10 of one core, and each arm has three short ones before.
+Minutes: about 130 of one core: 15 trainings of 6 to 10 minutes, three short ones for each arm's rate, and 15
+of probes.
 
-Expected: read on images held out of the seven classes, seed 0: cross-entropy .79, MoCo v2 .52.
+Expected: (measured, three seeds, 95 % t-intervals, last block) of the seven classes cross-entropy reads .772
+[.750, .793], with projector .763, SupCon .676, Exemplar .538, MoCo .522 [.480, .564], random init .301. Of the
+three others .847 [.833, .861], .843, .818, .801, .794 [.778, .811] and .574: what labels are worth shrinks from
+.250 [.227, .273] to .053 [.023, .083] on classes they did not name, and does not turn. Exemplar is not told
+from MoCo.
 
 Would falsify it: on classes nobody saw, an arm without labels that beats every arm with labels.
 """
