@@ -11,10 +11,10 @@ Minutes: about 130 of one core: 15 trainings of 6 to 10 minutes, three short one
 of probes.
 
 Expected: (measured, three seeds, 95 % t-intervals, last block) of the seven classes cross-entropy reads .772
-[.750, .793], with projector .763, SupCon .676, Exemplar .538, MoCo .522 [.480, .564], random init .301. Of the
-three others .847 [.833, .861], .843, .818, .801, .794 [.778, .811] and .574: what labels are worth shrinks from
-.250 [.227, .273] to .053 [.023, .083] on classes they did not name, and does not turn. Exemplar is not told
-from MoCo.
+[.750, .793], with projector .763, SupCon .676, Exemplar .538, MoCo .522 [.480, .564], random init .301. Of
+the three others .847 [.833, .861], .843, .818, .801, .794 [.778, .811] and .574: what labels are worth
+shrinks from .250 [.227, .273] to .053 [.023, .083] on classes they did not name, and does not turn. Exemplar
+is not told from MoCo.
 
 Would falsify it: on classes nobody saw, an arm without labels that beats every arm with labels.
 """
