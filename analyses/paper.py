@@ -222,12 +222,20 @@ def _effort(stage: Mapping[str, Any]) -> tuple[int, float]:
 
 def draw(tables: dict[str, ResultTable]) -> dict[str, Figure]:
     """Draw what every stage supports."""
-    from probekit.running import draw as draw_table
+    from probekit import figures
 
+    drawings = {
+        "probe": figures.draw_probe,
+        "reconstruct": figures.draw_reconstruction,
+        "diagnose": figures.draw_diagnosis,
+        "reset": figures.draw_transfer,
+        "transfer": figures.draw_transfer,
+        "pretrain": figures.draw_pretraining,
+    }
     return {
         f"{stage}-{kind}": figure
         for stage, table in tables.items()
-        for kind, figure in draw_table({stage: table}).items()
+        for kind, figure in drawings[table.provenance["analysis"]](table).items()
     }
 
 
