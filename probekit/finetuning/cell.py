@@ -335,7 +335,9 @@ def in_span(rows: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def images_of(backbone: Backbone, pixels: NDArray[np.uint8]) -> Tensor:
     """Return (n, 3, S, S) images as a backbone takes them, from (n, S, S, 3) pixels."""
-    return backbone.prepare(torch.from_numpy(pixels).to(backbone.device), channels_last=True)
+    # Workers share pixels that they may not write to, which torch warns of.
+    own = torch.from_numpy(np.require(pixels, requirements="W"))
+    return backbone.prepare(own.to(backbone.device), channels_last=True)
 
 
 def batch_rows(count: int, batch_size: int, step: int, seed: int) -> NDArray[np.int64]:

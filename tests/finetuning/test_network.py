@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from probekit import Backbone, Preprocessing, load_backbone
 from probekit.backbones.batch_norm import is_folded
 from probekit.errors import InputError
+from probekit.finetuning.cell import images_of
 from probekit.finetuning.curves import group_blocks
 from probekit.finetuning.network import Tuned, read_for
 from probekit.tasks.classification import Classification
@@ -140,3 +142,14 @@ def test_a_deepest_block_without_positions_is_refused_for_tasks_with_places():
     assert read_for(backbone, TASKS["vector"]).shape == (4,)
     with pytest.raises(InputError, match="positions in the deepest block"):
         read_for(backbone, TASKS["grid"])
+
+
+def test_pixels_that_workers_share_are_read_without_a_warning():
+    pixels = np.zeros((2, 48, 48, 3), np.uint8)
+    pixels.flags.writeable = False
+    torch.set_warn_always(True)  # else once a process
+    try:
+        assert images_of(load_backbone("resnet10_w16:random"), pixels).shape == (2, 3, 48, 48)
+    finally:
+        torch.set_warn_always(False)
+    assert not pixels.flags.writeable
