@@ -7,8 +7,8 @@ they name; the question is whether they help, or hurt, with what they do not.
 
 Command: ``probekit run analyses/held_out_classes.py --out reports/held_out_classes``
 
-Minutes: about 130 of one core: 15 trainings of 6 to 10 minutes, three short ones for each arm's rate, and 15
-of probes.
+Minutes: about 170 of one core: 15 trainings of 6 to 10 minutes (the fastest of each arm, two side by side),
+15 of a quarter of that for rates, and some 12 of probes.
 
 Expected: (measured, three seeds, 95 % t-intervals, last block) of the seven classes cross-entropy reads .772
 [.750, .793], with projector .763, SupCon .676, Exemplar .538, MoCo .522 [.480, .564], random init .301. Of

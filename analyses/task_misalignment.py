@@ -8,8 +8,8 @@ boxes of detectors made from them are wrong.
 
 Command: ``probekit run analyses/task_misalignment.py --out reports/task_misalignment``
 
-Minutes: not measured; a training of a detector takes about a quarter of a minute, and the plan has 42 beside
-those that ``layer_reset_transfer`` shares with it.
+Minutes: not measured as a whole; a training of a detector takes about 40 seconds of one core, and the plan
+has 42 beside those that ``layer_reset_transfer`` shares with it.
 
 Expected: (from the paper, on ImageNet and VOC07) more errors of place after supervised training. In
 ShapeWorld labels were seen to lose hue and background, and not place (``reports/pretraining``): where places

@@ -6,12 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from probekit.finetuning.sweep import reset_curves
-from probekit.geometry.sweep import measure_geometry
 from probekit.plan import Plan
 from probekit.probes.protocol import PENALTIES
-from probekit.probes.sweep import probe
-from probekit.reconstruction.sweep import reconstruct
 from probekit.results.table import ResultTable
 
 # 96 px is the smallest input at which the deepest map of this network is still 3 × 3.
@@ -78,6 +74,12 @@ def demo(
     Raises:
         InputError: As those verbs do.
     """
+    # Plans and pages need none of these.
+    from probekit.finetuning.sweep import reset_curves
+    from probekit.geometry.sweep import measure_geometry
+    from probekit.probes.sweep import probe
+    from probekit.reconstruction.sweep import reconstruct
+
     places: dict[str, Any] = {"device": device, "store": store, "jobs": jobs}
     read: dict[str, Any] = {"taps": taps, "random": random, "permutations": permutations, **places}
     return {

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from probekit.demo import ARMS, IMAGENET
 from probekit.errors import InputError, near_names
 from probekit.figures import (
     draw_attribution,
@@ -96,9 +97,9 @@ SMOKE: dict[str, dict[str, Any]] = {
     "reset": {"trials": 2, "steps": 4, "batch_size": 16, "lr": [1e-3]},
     "diagnose": {"trials": 2, "steps": 4, "batch_size": 16, "lr": [1e-3], "permutations": 3},
     "demo": {
-        "models": ["imagenet=tf_efficientnet_lite0:wheel,size=96", "moco=resnet10_w16:bundled@moco-v2"],
-        "alike": ["moco=resnet10_w16:bundled@moco-v2"],
-        "reset": ["moco=resnet10_w16:bundled@moco-v2"],
+        "models": [IMAGENET, ARMS["moco"]],
+        "alike": [ARMS["moco"]],
+        "reset": [ARMS["moco"]],
         "task": "shapeworld/unseen,train=60,test=40",
         "steps": 2,
         "permutations": 2,

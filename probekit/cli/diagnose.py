@@ -17,7 +17,9 @@ def diagnose(
         Path | None,
         typer.Option(help="In place of models: a JSON file of detections in COCO's results format."),
     ] = None,
-    task: options.Task = None,
+    task: Annotated[
+        str | None, typer.Option(help="detection, detection/c4 or detection/c4-norm [default: detection].")
+    ] = None,
     target: options.Target = None,
     similar: Annotated[
         list[str] | None, typer.Option(help="Similar classes joined by +, as in cat+dog; repeat.")
