@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from importlib.resources import files
 from pathlib import Path
 
 import nbclient
@@ -10,6 +10,24 @@ import nbformat
 from nbconvert import HTMLExporter
 
 NOTEBOOKS, PAGES = Path("analyses/notebooks"), Path("reports/notebooks")
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+{style}
+.prompt, .anchor-link {{ color: var(--muted); font-size: .8rem; text-decoration: none; }}
+.output_area {{ overflow-x: auto; }}
+.output_area img {{ max-width: 100%; background: #fff; }}
+</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
 
 
 def render(path: Path) -> str:
@@ -20,10 +38,10 @@ def render(path: Path) -> str:
         # Progress and logs are for whoever waits.
         outputs = cell.get("outputs", [])
         cell["outputs"] = [one for one in outputs if one.get("name") != "stderr"]
-    named = {"metadata": {"name": path.stem.replace("_", " ")}}
-    page, _ = HTMLExporter(embed_images=True).from_notebook_node(notebook, named)
-    # Formulas, diagrams and widgets, fetched from elsewhere: there are none.
-    return re.sub(r"<script\b.*?</script>", "", page, flags=re.DOTALL)
+    # The body alone: whole templates bring scripts from elsewhere and 280 kB of styles.
+    body, _ = HTMLExporter(template_name="basic", embed_images=True).from_notebook_node(notebook)
+    style = files("probekit.reporting").joinpath("page.css").read_text(encoding="utf-8")
+    return PAGE.format(title=path.stem.replace("_", " "), style=style, body=body)
 
 
 if __name__ == "__main__":
