@@ -102,3 +102,42 @@ def test_the_figure_has_a_panel_a_target_and_every_arm(arms: ModuleType):
     figure = arms.draw_arms(planted(ce_images=0.5, supcon_images=0.7, supcon_time=0.6))
     (axes,) = figure.axes
     assert [one.get_text() for one in axes.get_yticklabels()] == ["ce", "supcon", "supcon, time"]
+
+
+def test_a_ladder_has_the_interval_of_a_lone_seed_and_of_the_mean_of_several(arms: ModuleType):
+    from ladders.climbing import draw_rungs
+
+    shared = {
+        "analysis": "probe",
+        "data": "d",
+        "target": "x",
+        "tap": "layer4|gap",
+        "metric": "r2",
+        "depth": 1.0,
+    }
+    lone = {"model": "ce seed-0 f", "value": 0.5, "ci_low": 0.4, "ci_high": 0.7, "null": -0.2}
+    several = [
+        {
+            "model": f"ce seed-{seed} fr",
+            "value": 0.6 + NOISE[seed],
+            "ci_low": 0.0,
+            "ci_high": 1.0,
+            "null": 0.0,
+        }
+        for seed in SEEDS
+    ]
+    random = {"model": "random@0", "value": 0.1, "null": 9.0}
+    tables = {
+        "pretrain": ResultTable.from_rows(
+            [{**shared, "model": f"ce seed 0, {one}", "value": 0.0} for one in ("f", "fr")]
+        ),
+        "transfer": ResultTable.from_rows([{**shared, **one} for one in (lone, *several, random)]),
+    }
+    (axes,) = draw_rungs(tables, {}, []).axes
+    (bars,) = axes.containers[0].lines[2]
+    ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
+    half = student.ppf(0.975, 3) * NOISE.std(ddof=1) / 2
+    np.testing.assert_allclose(ends, [[0.4, 0.7], [0.6 - half, 0.6 + half]])
+    dashed, dotted = (one.get_ydata()[0] for one in axes.lines[-2:])
+    # The null is that of the arms; the value of random init is a line of its own.
+    np.testing.assert_allclose([dashed, dotted], [-0.2 / 5, 0.1])

@@ -130,7 +130,7 @@ def draw_rungs(
         look = looks(arms)
         handles: dict[str, Any] = {}
         for axes, (title, (frame, target)) in zip(
-            figure.subplots(1, len(panels)), panels.items(), strict=True
+            figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
         ):
             rows = frame if target is None else frame[frame["target"] == target]
             for arm in arms:
