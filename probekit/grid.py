@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from filelock import FileLock, Timeout
 from joblib import Parallel, delayed
 
 from probekit.files import safe_name
 from probekit.progress import progress_bar
 
 Result = TypeVar("Result")
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def alone_at(place: Path) -> Iterator[None]:
+    """Hold a finished cell's place for one process of all that see the folder; the others wait.
+
+    The lock is the system's: it ends with the process, however that ends. On a file system without locks
+    there is none, and two processes may compute the same cell.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(place.with_name(f".{place.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.warning("Another process is at %s; waiting for it", place)
+        lock.acquire()
+    try:
+        yield
+        if place.is_dir():
+            # Whoever still waits for this file finds the cell finished, so nobody needs it any more.
+            Path(lock.lock_file).unlink(missing_ok=True)
+    finally:
+        lock.release()
 
 
 def run_cells(
@@ -22,11 +49,13 @@ def run_cells(
     load: Callable[[Path], Result],
     jobs: int = 1,
     label: str = "cells",
+    hold: Callable[[Path], AbstractContextManager[None]] = alone_at,
 ) -> dict[str, Result]:
     """Run the cells that are not finished yet and return the results of all, in the order given.
 
     A cell is finished once ``folder/NAME/`` exists whole: ``save`` must put it there atomically. After an
-    interruption the same call goes on with the cells that are missing.
+    interruption the same call goes on with the cells that are missing. Several processes may share a folder:
+    what one of them is computing the others wait for, and read.
 
     Args:
         cells: Cell name → what computes it. Names must tell apart everything the result depends on.
@@ -35,17 +64,35 @@ def run_cells(
         load: Reads one result back from its folder.
         jobs: Parallel workers; the backend is joblib's, chosen by the caller with ``joblib.parallel_config``.
         label: What the progress bar says.
+        hold: Keeps other processes from a cell's folder while this one computes it.
     """
     results: dict[str, Result] = {}
     places = {name: folder / safe_name(name) if folder else None for name in cells}
     waiting = [name for name, place in places.items() if place is None or not place.is_dir()]
     with progress_bar(len(cells), label, "cell") as bar:
         bar.update(len(cells) - len(waiting))
-        computed = Parallel(n_jobs=jobs, return_as="generator")(delayed(cells[name])() for name in waiting)
+        computed = Parallel(n_jobs=jobs, return_as="generator")(
+            delayed(_run_cell)(cells[name], places[name], save, load, hold) for name in waiting
+        )
         for name, result in zip(waiting, computed, strict=True):
-            place = places[name]
-            if place is not None:
-                save(result, place)
             results[name] = result
             bar.update()
     return {name: results[name] if name in results else load(places[name] or Path()) for name in cells}
+
+
+def _run_cell(
+    compute: Callable[[], Result],
+    place: Path | None,
+    save: Callable[[Result, Path], None],
+    load: Callable[[Path], Result],
+    hold: Callable[[Path], AbstractContextManager[None]],
+) -> Result:
+    """Compute and keep one cell, unless another process has just done so."""
+    if place is None:
+        return compute()
+    with hold(place):
+        if place.is_dir():
+            return load(place)
+        result = compute()
+        save(result, place)
+        return result

@@ -1,10 +1,15 @@
 """Finished cells are read back; unfinished ones are computed."""
 
+import logging
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from probekit.grid import run_cells
+from probekit.grid import alone_at, run_cells
 
 
 def save(value: int, place: Path) -> None:
@@ -41,8 +46,89 @@ def test_an_interruption_keeps_what_was_finished(tmp_path: Path):
 
     with pytest.raises(KeyboardInterrupt):
         run_cells({"a": lambda: 1, "b": fail}, folder=tmp_path, save=save, load=load)
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.lock", "a"]
 
 
 def test_without_a_folder_nothing_is_kept():
     assert run_cells({"a": lambda: 7}, folder=None, save=save, load=load) == {"a": 7}
+
+
+ONE_OF_TWO = """
+import sys, time
+from pathlib import Path
+from probekit.grid import run_cells
+
+folder, name = Path(sys.argv[1]), sys.argv[2]
+
+def compute():
+    with (folder / "computed").open("a") as told:
+        told.write(name)
+    time.sleep(1)
+    return name
+
+def save(value, place):
+    (folder / "unfinished").mkdir()
+    (folder / "unfinished" / "value").write_text(value)
+    (folder / "unfinished").rename(place)
+
+found = run_cells({"a": compute}, folder=folder, save=save, load=lambda place: (place / "value").read_text())
+print(found["a"])
+"""
+
+
+def test_a_cell_that_two_processes_want_is_computed_by_one(tmp_path: Path):
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", ONE_OF_TWO, str(tmp_path), name], stdout=subprocess.PIPE, text=True
+        )
+        for name in "xy"
+    ]
+    found = [one.communicate(timeout=60)[0].strip() for one in both]
+    assert [one.returncode for one in both] == [0, 0]
+    assert found[0] == found[1] == (tmp_path / "computed").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "computed"]
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from probekit.grid import alone_at
+
+with alone_at(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_process_that_is_killed_holds_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "a")], stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    reached = threading.Event()
+
+    def wait() -> None:
+        with alone_at(tmp_path / "a"):
+            reached.set()
+
+    waiting = threading.Thread(target=wait)
+    with caplog.at_level(logging.WARNING, "probekit"):
+        waiting.start()
+        time.sleep(0.3)
+        assert not reached.is_set()
+        holder.kill()
+        waiting.join(timeout=30)
+    holder.communicate()
+    assert reached.is_set()
+    assert f"Another process is at {tmp_path / 'a'}" in caplog.text
+
+
+def test_a_cell_that_failed_keeps_its_lock_file_for_the_next(tmp_path: Path):
+    def fail() -> int:
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        run_cells({"a": fail}, folder=tmp_path, save=save, load=load)
+    assert run_cells({"a": lambda: 2}, folder=tmp_path, save=save, load=load) == {"a": 2}
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from probekit.data.transforms import Preprocessing
 from probekit.errors import InputError
 from probekit.features.comparison import each, find_class_target
 from probekit.files import cache_folder, digest_json, read_json, write_json
-from probekit.grid import run_cells
+from probekit.grid import alone_at, run_cells
 from probekit.pretraining.arms import Arm, Setup, find_arm
 from probekit.pretraining.batches import TwoViews, check_batch, training_pixels
 from probekit.pretraining.cell import FINAL, Held, Training, seconds_a_step, train_arm
@@ -264,6 +265,7 @@ class Plan:
                 load=lambda folder: read_json(folder / FACTS),
                 jobs=jobs,
                 label="trainings",
+                hold=_alone_at,
             )
 
     def held(self) -> Held | None:
@@ -342,6 +344,14 @@ def _train(
     with torch_threads(threads):
         facts = train_arm(cell.training, plan.views(cell.training, pixels), held, folder)
     return {**facts, "threads": threads}
+
+
+@contextmanager
+def _alone_at(place: Path) -> Iterator[None]:
+    """Hold a training's place for this run: for one process, or for all that torchrun started together."""
+    with alone_at(place) if rank()[0] == 0 else nullcontext():
+        _wait_for_all()
+        yield
 
 
 def _finish(facts: Mapping[str, Any], place: Path) -> None:
