@@ -1,0 +1,174 @@
+"""Verbs of the command line in processes that die when they are told to, and what they leave."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+# Loaded once, by the server that all processes are forked from.
+import probekit.cli.main
+
+_PRELOADED = ["tests.faults.running"]
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+_FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.link", "os.truncate", "os.rmdir"}
+# Columns and metrics that say when and how fast, and nothing else.
+_TIMES = ("images_per_s", "seconds")
+
+MODEL = "resnet10_w16:bundled@ce,size=32"
+DATA = "shapeworld/unseen,train=60,test=30"
+VERBS: dict[str, list[str]] = {
+    "extract": ["extract", "-m", MODEL, "-d", DATA, "--taps", "stages", "--batch-size", "2", "--engine", "eager",
+                "--export", "OUT/export"],
+    "pretrain": ["pretrain", "-a", "ce", "-d", "shapeworld/source,train=64,test=32", "--arch", "resnet10_w16",
+                 "--epochs", "3", "--batch-size", "16", "--lr", "0.01", "--no-random", "--taps", "penultimate",
+                 "-o", "OUT"],
+    "transfer": ["transfer", "-m", MODEL, "-d", DATA, "--steps", "3", "--batch-size", "8", "--lr", "0.01",
+                 "--trials", "2", "-o", "OUT"],
+    "reset": ["reset", "-m", MODEL, "-d", DATA, "--steps", "2", "--batch-size", "8", "--lr", "0.01",
+              "--trials", "2", "--curve", "prefix", "--curve", "rewind", "--mode", "random", "-o", "OUT"],
+    "reconstruct": ["reconstruct", "-m", MODEL, "-d", DATA, "--no-random", "--taps", "levels",
+                    "--permutations", "1", "-o", "OUT"],
+    "report": ["report", "OUT"],
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Fault:
+    """When a process kills itself: before its n-th change of a file, or after some seconds."""
+
+    change: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended, and what it said."""
+
+    code: int
+    said: str
+    changes: int
+    seconds: float
+
+    @property
+    def killed(self) -> bool:
+        """Whether it was killed by the fault."""
+        return self.code == -signal.SIGKILL
+
+
+def run_verb(verb: str, work: Path, fault: Fault = Fault(), settings: dict[str, Any] | None = None) -> Ended:
+    """Run a verb in a process of its own, with its store and output under ``work``.
+
+    Args:
+        verb: A key of VERBS.
+        work: Folder of ``store`` and ``out``.
+        fault: When to die.
+        settings: Called by name in the child before the verb runs; see ``_prepare``.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    words = [word.replace("OUT", str(work / "out")) for word in VERBS[verb]]
+    if verb != "report":
+        words += ["--store", str(work / "store"), "--device", "cpu"]
+    said, counted = work.parent / f"{work.name}.said", work.parent / f"{work.name}.changes"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    process = context.Process(target=_child, args=(words, work, fault, said, counted, settings or {}))
+    began = time.monotonic()
+    process.start()
+    if fault.seconds is not None:
+        process.join(fault.seconds)
+        if process.is_alive():
+            process.kill()
+    process.join(240)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        raise AssertionError(f"{verb} did not end in 240 s: {said.read_text()[-2000:]}")
+    changes = int(counted.read_text()) if counted.exists() else 0
+    counted.unlink(missing_ok=True)
+    return Ended(process.exitcode or 0, said.read_text(), changes, time.monotonic() - began)
+
+
+def _child(
+    words: list[str], work: Path, fault: Fault, said: Path, counted: Path, settings: dict[str, Any]
+) -> None:
+    os.environ["COLUMNS"] = "110"
+    os.environ["PROBEKIT_CACHE"] = str(work / "store")
+    with said.open("w", buffering=1) as spoken:
+        os.dup2(spoken.fileno(), 1)
+        os.dup2(spoken.fileno(), 2)
+    _prepare(**settings)
+    count = 0
+    lock = threading.Lock()
+
+    def watch(event: str, given: tuple[Any, ...]) -> None:
+        nonlocal count
+        if event not in _FILE_EVENTS or not str(given[0]).startswith(str(work)):
+            return
+        if event == "open" and not _writes(given):
+            return
+        with lock:
+            count += 1
+            if fault.change is not None and count >= fault.change:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+    sys.argv = ["probekit", *words]
+    try:
+        probekit.cli.main.main()
+    finally:
+        sys.stdout.flush()
+        counted.write_text(str(count))
+
+
+def _writes(given: tuple[Any, ...]) -> bool:
+    mode, flags = (*given, None, None)[1:3]
+    return any(one in mode for one in "wax+") if isinstance(mode, str) else bool((flags or 0) & _WRITING)
+
+
+def _prepare(file_bytes: int | None = None, clock: float | None = None) -> None:
+    """Limit the size of files, or let the clock jump by so many seconds at every look."""
+    if file_bytes is not None:
+        import resource
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+    if clock is not None:
+        true, jumped = time.time, [0.0]
+
+        def jumping() -> float:
+            jumped[0] += clock
+            return true() + jumped[0]
+
+        time.time = jumping
+
+
+def results(work: Path) -> dict[str, Any]:
+    """Return what a verb left under ``out``, without times: tables as frames, all other files as bytes."""
+    found: dict[str, Any] = {}
+    out = work / "out"
+    for path in sorted(out.rglob("*")):
+        name = str(path.relative_to(out))
+        if path.name == "table.parquet":
+            frame = pd.read_parquet(path).drop(columns=["run_id"])
+            frame = frame[~frame["metric"].isin(_TIMES)]
+            found[name] = frame.to_json()
+        elif path.suffix in (".npz", ".npy", ".pth", ".safetensors") and path.is_file():
+            found[name] = path.read_bytes()
+    return found
+
+
+def copied(work: Path, place: Path) -> Path:
+    """Return a copy of what a verb left."""
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(work, place)
+    return place

@@ -1,0 +1,138 @@
+"""Killed at any moment, or with any file damaged: the same numbers in the end, or an error that names it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.running import VERBS, Ended, Fault, copied, results, run_verb
+
+KILLS, MUTATIONS = 36, 90
+STORE_VERBS = [verb for verb in VERBS if verb != "report"]
+
+
+class Undisturbed:
+    """What a verb leaves when nothing happens to it."""
+
+    def __init__(self, verb: str, place: Path) -> None:
+        self.verb, self.work = verb, place / "undisturbed"
+        self.before = place / "before"
+        self.before.mkdir(parents=True)
+        if verb == "report":
+            # It draws again what another verb left.
+            run_verb("transfer", self.before)
+        copied(self.before, self.work)
+        self.ended = run_verb(verb, self.work)
+        assert self.ended.code == 0, self.ended.said
+        self.results = results(self.work)
+        assert self.results
+
+    def start(self, place: Path) -> Path:
+        """Return a folder as it was before the verb ran."""
+        return copied(self.before, place)
+
+
+@pytest.fixture(params=VERBS)
+def undisturbed(request: pytest.FixtureRequest, tmp_path: Path) -> Undisturbed:
+    return Undisturbed(request.param, tmp_path / request.param)
+
+
+def test_some_faults(undisturbed: Undisturbed, tmp_path: Path):
+    stream = random.Random(7)
+    kill_and_go_on(undisturbed, tmp_path / "killed", stream, 1)
+    for number in range(2):
+        damage_and_run(undisturbed, tmp_path / f"damaged-{number}", stream)
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(7200)
+def test_many_kills(undisturbed: Undisturbed, tmp_path: Path, record_property):
+    stream, kills = random.Random(), 0
+    while kills < KILLS:
+        kills += kill_and_go_on(undisturbed, tmp_path / "killed", stream, 4)
+    record_property("kills", kills)
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(7200)
+def test_many_damages(undisturbed: Undisturbed, tmp_path: Path, record_property):
+    stream = random.Random()
+    outcomes = [damage_and_run(undisturbed, tmp_path / "damaged", stream) for _ in range(MUTATIONS)]
+    record_property("outcomes", {one: outcomes.count(one) for one in set(outcomes)})
+
+
+def kill_and_go_on(undisturbed: Undisturbed, work: Path, stream: random.Random, most: int) -> int:
+    """Kill a run up to so many times, let it finish, and compare; return how often it was killed."""
+    undisturbed.start(work)
+    kills = 0
+    for _ in range(most):
+        fault = draw_fault(undisturbed.ended, stream)
+        ended = run_verb(undisturbed.verb, work, fault)
+        if not ended.killed:
+            assert ended.code == 0, (fault, ended.said)
+            break
+        kills += 1
+    ended = run_verb(undisturbed.verb, work)
+    assert ended.code == 0, ended.said
+    assert results(work) == undisturbed.results
+    return kills
+
+
+def draw_fault(ended: Ended, stream: random.Random) -> Fault:
+    """Return a moment of a run: a change of a file, or a time."""
+    if stream.random() < 0.7:
+        return Fault(change=stream.randint(1, ended.changes))
+    return Fault(seconds=stream.uniform(0.05, 0.95) * ended.seconds)
+
+
+def damage_and_run(undisturbed: Undisturbed, work: Path, stream: random.Random) -> str:
+    """Damage one file of a finished or killed run, run it again, and return what came of it."""
+    if stream.random() < 0.5 and undisturbed.verb != "report":
+        undisturbed.start(work)
+        run_verb(undisturbed.verb, work, draw_fault(undisturbed.ended, stream))
+    else:
+        copied(undisturbed.work, work)
+    files = sorted(damageable(work))
+    if not files:
+        return "nothing there"
+    path = stream.choice(files)
+    what = damage(path, stream)
+    ended = run_verb(undisturbed.verb, work)
+    about = f"{what} {path.relative_to(work)}\n{ended.said[-1500:]}"
+    if ended.code == 0:
+        found = results(work)
+        assert found == undisturbed.results, about
+        return "same numbers"
+    assert "Traceback" not in ended.said, about
+    names = {path.name, *(one.name for one in path.parents if work in one.parents)}
+    assert any(name in ended.said for name in names), about
+    return "named"
+
+
+def damageable(work: Path) -> Iterator[Path]:
+    """Yield the files that a verb reads again."""
+    for path in work.rglob("*"):
+        # Locks hold nothing; figures and pages are drawn anew.
+        if path.is_file() and path.suffix != ".lock" and not {"figures", "export"} & set(path.parts):
+            yield path
+
+
+def damage(path: Path, stream: random.Random) -> str:
+    """Cut a file short, flip a bit, empty it, take it away, or exchange it with another; return which."""
+    content = path.read_bytes()
+    what = stream.choice(["cut", "flipped", "emptied", "deleted"])
+    if what == "deleted":
+        path.unlink()
+    elif what == "emptied" or not content:
+        path.write_bytes(b"")
+    elif what == "cut":
+        path.write_bytes(content[: stream.randrange(len(content))])
+    else:
+        place = stream.randrange(len(content))
+        changed = bytearray(content)
+        changed[place] ^= 1 << stream.randrange(8)
+        path.write_bytes(bytes(changed))
+    return what
