@@ -14,6 +14,7 @@ from typing import Any
 from probekit.errors import InputError
 
 CHUNK_BYTES = 1 << 20
+SEAL, SEAL_FORMAT = "seal.json", 1
 
 
 def cache_folder() -> Path:
@@ -130,6 +131,39 @@ def digest_file(path: Path) -> str:
         while piece := opened.read(CHUNK_BYTES):
             hasher.update(piece)
     return hasher.hexdigest()
+
+
+def finish_folder(unfinished: Path, place: Path) -> None:
+    """Give a folder its name once it is whole, with the digests of all its files in ``seal.json``.
+
+    Args:
+        unfinished: Folder on the same file system; is gone afterwards.
+        place: Must not exist, or be empty.
+    """
+    files = sorted(path for path in unfinished.rglob("*") if path.is_file() and path.name != SEAL)
+    digests = {path.relative_to(unfinished).as_posix(): digest_file(path) for path in files}
+    write_json(unfinished / SEAL, {"format": SEAL_FORMAT, "files": digests})
+    unfinished.rename(place)
+
+
+def check_folder(place: Path) -> None:
+    """Refuse a folder of ``finish_folder`` in which a file is missing or not as it was written.
+
+    Raises:
+        InputError: If so.
+    """
+    advice = "Delete this folder: it is made again"
+    if not (place / SEAL).is_file():
+        raise InputError(f"the file {SEAL} in {place}", "nothing there", advice)
+    seal = read_json(place / SEAL)
+    if not isinstance(seal, dict) or seal.get("format") != SEAL_FORMAT:
+        found = f"format {seal.get('format')!r}" if isinstance(seal, dict) else "no object"
+        raise InputError(f"format {SEAL_FORMAT} in {place / SEAL}", found, advice)
+    for name, digest in seal["files"].items():
+        if not (place / name).is_file():
+            raise InputError(f"the file {place / name}", "nothing there", advice)
+        if digest_file(place / name) != digest:
+            raise InputError(f"{place / name} as it was written", "other content", advice)
 
 
 def file_identity(path: Path) -> list[int | str]:

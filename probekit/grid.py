@@ -11,7 +11,7 @@ from typing import TypeVar
 from filelock import FileLock, Timeout
 from joblib import Parallel, delayed
 
-from probekit.files import safe_name
+from probekit.files import check_folder, safe_name
 from probekit.progress import progress_bar
 
 Result = TypeVar("Result")
@@ -53,8 +53,8 @@ def run_cells(
 ) -> dict[str, Result]:
     """Run the cells that are not finished yet and return the results of all, in the order given.
 
-    A cell is finished once ``folder/NAME/`` exists whole: ``save`` must put it there atomically. After an
-    interruption the same call goes on with the cells that are missing. Several processes may share a folder:
+    A cell is finished once ``folder/NAME/`` exists whole: ``save`` must put it there by ``finish_folder``.
+    After an interruption the same call goes on with the cells that are missing. Several processes may share a folder:
     what one of them is computing the others wait for, and read.
 
     Args:
@@ -65,6 +65,9 @@ def run_cells(
         jobs: Parallel workers; the backend is joblib's, chosen by the caller with ``joblib.parallel_config``.
         label: What the progress bar says.
         hold: Keeps other processes from a cell's folder while this one computes it.
+
+    Raises:
+        InputError: If a finished cell is not as it was written.
     """
     results: dict[str, Result] = {}
     places = {name: folder / safe_name(name) if folder else None for name in cells}
@@ -77,7 +80,10 @@ def run_cells(
         for name, result in zip(waiting, computed, strict=True):
             results[name] = result
             bar.update()
-    return {name: results[name] if name in results else load(places[name] or Path()) for name in cells}
+    return {
+        name: results[name] if name in results else _read(place or Path(), load)
+        for name, place in places.items()
+    }
 
 
 def _run_cell(
@@ -92,7 +98,12 @@ def _run_cell(
         return compute()
     with hold(place):
         if place.is_dir():
-            return load(place)
+            return _read(place, load)
         result = compute()
         save(result, place)
         return result
+
+
+def _read(place: Path, load: Callable[[Path], Result]) -> Result:
+    check_folder(place)
+    return load(place)

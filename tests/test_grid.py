@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from probekit.errors import InputError
+from probekit.files import finish_folder
 from probekit.grid import alone_at, run_cells
 
 
@@ -16,7 +18,7 @@ def save(value: int, place: Path) -> None:
     unfinished = place.with_name(f".{place.name}")
     unfinished.mkdir(parents=True)
     (unfinished / "value").write_text(str(value))
-    unfinished.rename(place)
+    finish_folder(unfinished, place)
 
 
 def load(place: Path) -> int:
@@ -56,6 +58,7 @@ def test_without_a_folder_nothing_is_kept():
 ONE_OF_TWO = """
 import sys, time
 from pathlib import Path
+from probekit.files import finish_folder
 from probekit.grid import run_cells
 
 folder, name = Path(sys.argv[1]), sys.argv[2]
@@ -69,7 +72,7 @@ def compute():
 def save(value, place):
     (folder / "unfinished").mkdir()
     (folder / "unfinished" / "value").write_text(value)
-    (folder / "unfinished").rename(place)
+    finish_folder(folder / "unfinished", place)
 
 found = run_cells({"a": compute}, folder=folder, save=save, load=lambda place: (place / "value").read_text())
 print(found["a"])
@@ -132,3 +135,18 @@ def test_a_cell_that_failed_keeps_its_lock_file_for_the_next(tmp_path: Path):
         run_cells({"a": fail}, folder=tmp_path, save=save, load=load)
     assert run_cells({"a": lambda: 2}, folder=tmp_path, save=save, load=load) == {"a": 2}
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("damage", ["other", "gone", "unsealed", "foreign"])
+def test_a_finished_cell_that_was_changed_is_refused_by_name(tmp_path: Path, damage: str):
+    run_cells({"a": lambda: 12}, folder=tmp_path, save=save, load=load)
+    value, seal = tmp_path / "a" / "value", tmp_path / "a" / "seal.json"
+    if damage == "other":
+        value.write_text("13")
+    elif damage == "foreign":
+        seal.write_text(seal.read_text().replace('"format": 1', '"format": 9'))
+    else:
+        (value if damage == "gone" else seal).unlink()
+    with pytest.raises(InputError, match="Delete this folder") as error:
+        run_cells({"a": lambda: 12}, folder=tmp_path, save=save, load=load)
+    assert str(value if damage in ("other", "gone") else tmp_path / "a") in str(error.value)

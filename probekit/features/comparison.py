@@ -22,7 +22,7 @@ from probekit.errors import FeatureError, InputError, near_names
 from probekit.features.extraction import extract, open_model
 from probekit.features.features import Features
 from probekit.features.statistics import recalibrated
-from probekit.files import cache_folder, canonical_json, digest_json, safe_name
+from probekit.files import cache_folder, canonical_json, digest_json, finish_folder, safe_name
 from probekit.grid import run_cells
 from probekit.plan import live_reference
 from probekit.results.table import ResultTable
@@ -413,7 +413,7 @@ def _save_cell(table: ResultTable, place: Path) -> None:
     unfinished = place.with_name(f".{place.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     table.write(unfinished)
-    unfinished.rename(place)
+    finish_folder(unfinished, place)
 
 
 def _build(model: ModelSpec | Backbone) -> str:

@@ -21,7 +21,7 @@ from probekit.backbones.spec import ModelSpec
 from probekit.compute import choose_device
 from probekit.data.images import ImageSet
 from probekit.errors import CheckpointError, InputError, TrainingDiverged
-from probekit.files import digest_json, read_json, write_json
+from probekit.files import digest_json, finish_folder, read_json, write_json
 from probekit.finetuning.cell import Data, Finetuning, Trained, check_modes, finetune, new_head
 from probekit.finetuning.changes import measure_changes
 from probekit.finetuning.curves import (
@@ -417,7 +417,7 @@ def _write(told: Mapping[str, Any], place: Path) -> None:
     unfinished = place.with_name(f".{place.name}.unfinished")
     unfinished.mkdir(parents=True, exist_ok=True)
     write_json(unfinished / RESULT, dict(told))
-    unfinished.rename(place)
+    finish_folder(unfinished, place)
 
 
 def _told(trained: Trained, data: Data, seed: int) -> dict[str, Any]:
@@ -446,7 +446,7 @@ def _save(result: Mapping[str, Any], place: Path) -> None:
     if "answers" in result:
         np.savez_compressed(unfinished / ANSWERS, answers=result["answers"], ids=result["ids"])
     write_json(unfinished / RESULT, told)
-    unfinished.rename(place)
+    finish_folder(unfinished, place)
 
 
 def _load(place: Path) -> dict[str, Any]:

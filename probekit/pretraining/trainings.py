@@ -24,7 +24,7 @@ from probekit.data.splits import hold_out
 from probekit.data.transforms import Preprocessing
 from probekit.errors import InputError
 from probekit.features.comparison import each, find_class_target
-from probekit.files import cache_folder, digest_json, read_json, write_json
+from probekit.files import cache_folder, check_folder, digest_json, finish_folder, read_json, write_json
 from probekit.grid import alone_at, run_cells
 from probekit.pretraining.arms import Arm, Setup, find_arm
 from probekit.pretraining.batches import TwoViews, check_batch, training_pixels
@@ -254,7 +254,7 @@ class Plan:
         """
         waiting = [one for one in trainings if not one.folder.is_dir()]
         if not waiting:
-            return {one.key: read_json(one.folder / FACTS) for one in trainings}
+            return {one.key: _read_finished(one.folder) for one in trainings}
         size = self.preprocessing.size
         with training_pixels(self.images.select(self.train), size, self.folder) as pixels:
             run_one = partial(_train, plan=self, pixels=pixels, held=self.held(), jobs=jobs)
@@ -262,7 +262,7 @@ class Plan:
                 {one.key: partial(run_one, one) for one in trainings},
                 folder=self.folder / "pretraining",
                 save=_finish,
-                load=lambda folder: read_json(folder / FACTS),
+                load=_read_facts,
                 jobs=jobs,
                 label="trainings",
                 hold=_alone_at,
@@ -346,6 +346,16 @@ def _train(
     return {**facts, "threads": threads}
 
 
+def _read_finished(folder: Path) -> dict[str, float]:
+    check_folder(folder)
+    return _read_facts(folder)
+
+
+def _read_facts(folder: Path) -> dict[str, float]:
+    facts: dict[str, float] = read_json(folder / FACTS)
+    return facts
+
+
 @contextmanager
 def _alone_at(place: Path) -> Iterator[None]:
     """Hold a training's place for this run: for one process, or for all that torchrun started together."""
@@ -359,7 +369,7 @@ def _finish(facts: Mapping[str, Any], place: Path) -> None:
     if rank()[0] == 0:
         unfinished = place.with_name(f".{place.name}.unfinished")
         write_json(unfinished / FACTS, dict(facts))
-        unfinished.rename(place)
+        finish_folder(unfinished, place)
     _wait_for_all()
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from probekit.compute import rank
 from probekit.errors import InputError, TrainingDiverged
-from probekit.files import append_line, replacing
+from probekit.files import append_line, digest_bytes, replacing
 from probekit.progress import progress_bar
 from probekit.seeds import named_seed
 from probekit.training.snapshots import read_snapshot, write_snapshot
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 Batch = TypeVar("Batch")
 SNAPSHOT, METRICS = "snapshot.pt", "metrics.jsonl"
+SNAPSHOT_FORMAT = 2
 SNAPSHOT_S = 60.0
 PRECISIONS = ("float32", "bfloat16")
 # Lines of the journal of metrics, over the whole training.
@@ -139,7 +140,9 @@ def train(
                 began, waited = time.monotonic(), 0
             _keep(journal, done)
             if journal.folder is not None and (time.monotonic() - saved > journal.snapshot_s or last):
-                write_snapshot(journal.folder / SNAPSHOT, _state(learner, optimiser, average, done))
+                state = _state(learner, optimiser, average, done)
+                state["said"] = _digest_until(journal.folder / METRICS, done)
+                write_snapshot(journal.folder / SNAPSHOT, state)
                 saved = time.monotonic()
     average.apply()
     learner.eval()
@@ -206,15 +209,23 @@ def _resume(
     if state is None:
         (journal.folder / METRICS).unlink(missing_ok=True)
         return 0
+    place = journal.folder / SNAPSHOT
+    if state.get("format") != SNAPSHOT_FORMAT:
+        found = f"format {state.get('format')!r}"
+        raise InputError(f"format {SNAPSHOT_FORMAT} in {place}", found, "Delete it to begin anew")
     try:
         learner.load_state_dict(state["module"])
         optimiser.load_state_dict(state["optimiser"])
-        average.values = state["average"]
-    except (KeyError, RuntimeError, ValueError) as error:
+        average.values, step, said = state["average"], int(state["step"]), state["said"]
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
-            f"a snapshot of this training in {journal.folder}", str(error)[:200], "Delete it to begin anew"
+            f"a snapshot of this training in {place}", str(error)[:200], "Delete it to begin anew"
         ) from error
-    step = int(state["step"])
+    if _digest_until(journal.folder / METRICS, step) != said:
+        raise InputError(
+            f"in {journal.folder / METRICS} what was said until the snapshot of step {step}",
+            "something else", f"Delete {place} to begin anew",
+        )  # fmt: skip
     _forget_after(journal.folder / METRICS, step)
     log.info("%s goes on at step %d", journal.label, step)
     return step
@@ -224,7 +235,7 @@ def _state(
     learner: nn.Module, optimiser: torch.optim.Optimizer, average: _Average, step: int
 ) -> dict[str, Any]:
     return {
-        "format": 1,
+        "format": SNAPSHOT_FORMAT,
         "step": step,
         "module": learner.state_dict(),
         "optimiser": optimiser.state_dict(),
@@ -234,17 +245,25 @@ def _state(
 
 def _forget_after(path: Path, step: int) -> None:
     """Cut from the journal what was said after the snapshot: it will be said again."""
-    if not path.exists():
-        return
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-    with replacing(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    if path.exists():
+        with replacing(path) as temporary:
+            temporary.write_text(_said_until(path, step), encoding="utf-8")
+
+
+def _digest_until(path: Path, step: int) -> str:
+    """Return the digest of what the journal says until a step."""
+    return digest_bytes(_said_until(path, step).encode()) if path.exists() else ""
+
+
+def _said_until(path: Path, step: int) -> str:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return "".join(f"{line}\n" for line in lines if _step_of(line) <= step)
 
 
 def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError):
+    except (KeyError, TypeError, ValueError):
         return math.inf  # half a line, from an interruption
 
 

@@ -147,9 +147,25 @@ def test_damaged_and_foreign_snapshots_are_refused(tmp_path: Path):
     (tmp_path / SNAPSHOT).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match="a whole snapshot"):
         train(Line(), batches, PLAN, Journal(tmp_path))
-    torch.save({"step": 3, "module": {}, "optimiser": {}, "average": {}}, tmp_path / SNAPSHOT)
+    torch.save({"format": 2, "step": 3, "module": {}, "optimiser": {}, "average": {}}, tmp_path / SNAPSHOT)
     with pytest.raises(InputError, match="a snapshot of this training"):
         train(Line(), batches, PLAN, Journal(tmp_path))
+    torch.save({"format": 9}, tmp_path / SNAPSHOT)
+    with pytest.raises(InputError, match=r"format 2 in .*snapshot\.pt; got format 9"):
+        train(Line(), batches, PLAN, Journal(tmp_path))
+
+
+def test_a_journal_that_was_changed_before_the_snapshot_is_refused(tmp_path: Path):
+    with pytest.raises(Killed):
+        train(Line(), _until(6), PLAN, Journal(tmp_path, snapshot_s=0))
+    journal = tmp_path / METRICS
+    whole = journal.read_text()
+    for changed in (whole.replace('"step":3', '"step":2'), whole[20:], "", whole.replace('"step":2', "[]")):
+        journal.write_text(changed)
+        with pytest.raises(InputError, match=r"in .*metrics\.jsonl what was said until .* step 6"):
+            train(Line(), batches, PLAN, Journal(tmp_path))
+    journal.write_text(whole + '{"step": 7, "lo')
+    train(Line(), batches, PLAN, Journal(tmp_path))
 
 
 def test_a_finished_training_is_not_trained_again(tmp_path: Path):
