@@ -54,8 +54,8 @@ def run_cells(
     """Run the cells that are not finished yet and return the results of all, in the order given.
 
     A cell is finished once ``folder/NAME/`` exists whole: ``save`` must put it there by ``finish_folder``.
-    After an interruption the same call goes on with the cells that are missing. Several processes may share a folder:
-    what one of them is computing the others wait for, and read.
+    After an interruption the same call goes on with the cells that are missing. Several processes may share
+    a folder: what one of them is computing the others wait for, and read.
 
     Args:
         cells: Cell name → what computes it. Names must tell apart everything the result depends on.

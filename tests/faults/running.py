@@ -27,11 +27,11 @@ _TIMES = ("images_per_s", "seconds")
 MODEL = "resnet10_w16:bundled@ce,size=32"
 DATA = "shapeworld/unseen,train=60,test=30"
 VERBS: dict[str, list[str]] = {
-    "extract": ["extract", "-m", MODEL, "-d", DATA, "--taps", "stages", "--batch-size", "2", "--engine", "eager",
-                "--export", "OUT/export"],
+    "extract": ["extract", "-m", MODEL, "-d", DATA, "--taps", "stages", "--batch-size", "2",
+                "--engine", "eager", "--export", "OUT/export"],
     "pretrain": ["pretrain", "-a", "ce", "-d", "shapeworld/source,train=64,test=32", "--arch", "resnet10_w16",
-                 "--epochs", "3", "--batch-size", "16", "--lr", "0.01", "--no-random", "--taps", "penultimate",
-                 "-o", "OUT"],
+                 "--epochs", "3", "--batch-size", "16", "--lr", "0.01", "--no-random",
+                 "--taps", "penultimate", "-o", "OUT"],
     "transfer": ["transfer", "-m", MODEL, "-d", DATA, "--steps", "3", "--batch-size", "8", "--lr", "0.01",
                  "--trials", "2", "-o", "OUT"],
     "reset": ["reset", "-m", MODEL, "-d", DATA, "--steps", "2", "--batch-size", "8", "--lr", "0.01",
