@@ -86,7 +86,7 @@ class Plan:
         """
         try:
             facts = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # of a date that is none: ValueError
             raise InputError(
                 f"YAML in {source}", str(error).replace("\n", " "), "Correct the file"
             ) from error

@@ -111,7 +111,7 @@ def list_zip(root: Path) -> Tree:
     try:
         with zipfile.ZipFile(root) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, OSError) as error:
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
         raise DataError(f"a zip archive in {root}", str(error), "Copy or download it again") from error
     wanted = [one for one in members if not any(_is_junk(part) for part in one.filename.split("/"))]
     locked = next((one for one in wanted if one.flag_bits & 1), None)

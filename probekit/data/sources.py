@@ -23,7 +23,8 @@ from PIL import Image
 from probekit.data.decoding import decode, unreadable
 from probekit.errors import DataError
 
-_ZIP_DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError, RuntimeError, NotImplementedError)
+# UnicodeDecodeError, of a member's name, is a ValueError.
+_ZIP_DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError, RuntimeError, ValueError)
 
 
 @dataclass(frozen=True)

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from joblib import Parallel, delayed
+import pandas as pd
 
+from probekit.files import digest_json, finish_folder, read_json, write_json
 from probekit.finetuning.cells import Cell, Grid
 from probekit.finetuning.means import OVER_FOLDS, mean_row, over_trials
 from probekit.finetuning.rows import frame_place, grid_attachments, kind_of, params, shared, training_facts
 from probekit.functional.detection import IntArray
+from probekit.grid import run_cells
 from probekit.tasks.detection import as_detections, as_truth
 from probekit.tasks.diagnosis import METRICS, Detected, measure_errors
+from probekit.version import __version__
 
 # What stays of a row where a training is one of several.
 _SUMMARY = ("metric", "value", "ci_low", "ci_high", "ci_kind", "null", "null_low", "null_high", "null_kind",
             "n", "status")  # fmt: skip
 Row = dict[str, Any]
+# Rows of a training, and kind → frame.
+Diagnosed = tuple[list[Row], dict[str, Any]]
+# Changes whenever a stored diagnosis would no longer be what the code computes.
+DIAGNOSIS_FORMAT = 1
+ROWS = "rows.json"
 
 
 def diagnosed(
@@ -55,9 +64,19 @@ def _diagnosed(
         for cell, one in grid.counted()
         if "answers" in one
     }
-    measured = dict(
-        zip(cases, Parallel(n_jobs=jobs)(delayed(measure)(one) for one in cases.values()), strict=True)
+    asked = [DIAGNOSIS_FORMAT, __version__, None if groups is None else groups.tolist()]
+    asked += [settings["permutations"], settings["seed"]]
+    # A training may count for several arms, and scratch does: it is diagnosed once.
+    keys = {cell: digest_json([*asked, grid.key(cell)])[:32] for cell in cases}
+    found = run_cells(
+        {keys[cell]: partial(measure, one) for cell, one in cases.items()},
+        folder=grid.folder / "diagnoses",
+        save=_save,
+        load=_load,
+        jobs=jobs,
+        label=f"{grid.name}, errors",
     )
+    measured = {cell: found[key] for cell, key in keys.items()}
     rows: dict[Cell, list[Row]] = {}
     frames: dict[str, Any] = {}
     same = shared(grid)
@@ -71,6 +90,23 @@ def _diagnosed(
         rows[cell] = [told | row for row in own]
         frames |= {frame_place(grid, kind, cell): frame for kind, frame in kinds.items()}
     return rows, frames
+
+
+def _save(found: Diagnosed, place: Path) -> None:
+    """Write a finished diagnosis under its name only once it is whole."""
+    unfinished = place.with_name(f".{place.name}.unfinished")
+    unfinished.mkdir(parents=True, exist_ok=True)
+    rows, frames = found
+    write_json(unfinished / ROWS, rows)
+    for kind, frame in frames.items():
+        frame.to_parquet(unfinished / f"{kind}.parquet")
+    finish_folder(unfinished, place)
+
+
+def _load(place: Path) -> Diagnosed:
+    """Read a finished diagnosis back."""
+    frames = {one.stem: pd.read_parquet(one) for one in sorted(place.glob("*.parquet"))}
+    return read_json(place / ROWS), frames
 
 
 def _summaries(grids: Sequence[Grid], found: Sequence[Mapping[Cell, list[Row]]]) -> Iterator[Row]:

@@ -21,7 +21,7 @@ from probekit.data.annotations import Boxes
 from probekit.data.targets import Target
 from probekit.errors import DataError, InputError
 from probekit.figures import draw_diagnosis
-from probekit.finetuning import cells
+from probekit.finetuning import cells, diagnosed
 from probekit.finetuning.cell import Data, Finetuning, Trained
 from probekit.finetuning.folds import fold_images
 from probekit.functional.intervals import t_interval
@@ -64,6 +64,12 @@ def test_answers_are_kept_in_test_order_and_found_again(tmp_path: Path, monkeypa
         said, before = (one.where(metric=metric).frame["value"].tolist() for one in (table, told))
         assert said[:2] == before
     assert set(table.metrics) == set(METRICS) <= set(KNOWN)
+    # Nor is anything judged twice: what was found stands in the store, bit for bit.
+    monkeypatch.setattr(diagnosed, "measure_errors", None)
+    again = diagnose(WORDS, DATA, store=tmp_path, permutations=1, **settings)
+    pd.testing.assert_frame_equal(again.frame.drop(columns="run_id"), table.frame.drop(columns="run_id"))
+    for name, frame in table.attachments.items():
+        pd.testing.assert_frame_equal(again.attachments[name], frame)
 
 
 def test_other_tasks_keep_no_answers(tmp_path: Path):
