@@ -41,6 +41,10 @@ def summaries(table: ResultTable, metric: str, mode: str = "") -> list[dict[str,
     return [row for row in frame.to_dict("records") if json.loads(row["params"])["mode"] == mode]
 
 
+def _never(*_: object, **__: object) -> None:
+    raise AssertionError("judged again")
+
+
 def test_answers_are_kept_in_test_order_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     settings = QUICK | {"trials": 1}
     told = transfer(WORDS, DATA, task="detection", store=tmp_path, **settings)
@@ -65,7 +69,7 @@ def test_answers_are_kept_in_test_order_and_found_again(tmp_path: Path, monkeypa
         assert said[:2] == before
     assert set(table.metrics) == set(METRICS) <= set(KNOWN)
     # Nor is anything judged twice: what was found stands in the store, bit for bit.
-    monkeypatch.setattr(diagnosed, "measure_errors", None)
+    monkeypatch.setattr(diagnosed, "measure_errors", _never)
     again = diagnose(WORDS, DATA, store=tmp_path, permutations=1, **settings)
     pd.testing.assert_frame_equal(again.frame.drop(columns="run_id"), table.frame.drop(columns="run_id"))
     for name, frame in table.attachments.items():

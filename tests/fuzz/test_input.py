@@ -412,7 +412,7 @@ def table(folder: Path, stream: Stream) -> None:
         for name, split, width in [
             ("cat.1", "train", 1),
             ("cat.2", "test", 2.5),
-            ("dog.1", "train", "nan"),
+            ("dog.1", "train", 1e9),
             ("dog.2", "test", -3),
         ]
     )
@@ -467,12 +467,13 @@ OUTSIDE = "<!DOCTYPE a [<!ENTITY l8 SYSTEM 'file:///etc/passwd'>]>"
 def voc(folder: Path, stream: Stream) -> None:
     for part in ("JPEGImages", "Annotations"):
         (folder / part).mkdir()
-    for name in ("a", "b", "c", "d"):
+    odd = stream.choice("abcd")
+    for name in "abcd":
         (folder / "JPEGImages" / f"{name}.png").write_bytes(pictures()[3])
-        doctype = stream.choice(["", "", "", LAUGHS, OUTSIDE])
-        text = VOC.format(name=name, doctype=doctype, entity="&l8;" if doctype else "")
+        doctype = stream.choice(["", "", "", LAUGHS, OUTSIDE]) if name == odd else ""
+        content = VOC.format(name=name, doctype=doctype, entity="&l8;" if doctype else "").encode()
         (folder / "Annotations" / f"{name}.xml").write_bytes(
-            mutated(text.encode(), stream) if stream.random() < 0.6 else text.encode()
+            mutated(content, stream) if name == odd else content
         )
     opened = open_images(folder)
     assert not any("root:" in name for one in opened.targets.values() for name in one.classes)
@@ -556,6 +557,12 @@ def cases(target: str, count: int) -> Iterator[int]:
     if named:
         return iter([int(number)] if named == target else [])
     return iter(range(count))
+
+
+# Names of a zip and dates of YAML that are none were found by these.
+@pytest.mark.parametrize(("target", "case"), [("archive", 225), ("plan", 815)])
+def test_cases_that_once_failed(target: str, case: int, tmp_path: Path):
+    run_case(target, case, tmp_path)
 
 
 @pytest.mark.parametrize("target", TARGETS)
