@@ -93,11 +93,11 @@ def list_folder(root: Path) -> Tree:
 def file_identity(root: Path, path: str) -> str:
     """Return what stands for a file's content: path below the root, size, time of change.
 
-    A link that leads nowhere is left for the decoder to report.
+    A link or name that leads nowhere is left for the decoder to report.
     """
     try:
         status = (root / path).stat()
-    except OSError:
+    except (OSError, ValueError):  # of a name with a null byte: ValueError
         return f"{path}:missing"
     return f"{path}:{status.st_size}:{status.st_mtime_ns}"
 

@@ -407,8 +407,8 @@ def read_all(opened: Any) -> None:
 
 
 def table(folder: Path, stream: Stream) -> None:
-    text = "path,label,split,width,boxes\n" + "".join(
-        f"{name}.png,{name.split('.')[0]},{split},{width},\n"
+    text = "path,label,split,width\n" + "".join(
+        f"{name}.png,{name.split('.')[0]},{split},{width}\n"
         for name, split, width in [
             ("cat.1", "train", 1),
             ("cat.2", "test", 2.5),
@@ -559,8 +559,8 @@ def cases(target: str, count: int) -> Iterator[int]:
     return iter(range(count))
 
 
-# Names of a zip and dates of YAML that are none were found by these.
-@pytest.mark.parametrize(("target", "case"), [("archive", 225), ("plan", 815)])
+# Names of a zip and dates of YAML that are none, and null bytes in names, were found by these.
+@pytest.mark.parametrize(("target", "case"), [("archive", 225), ("plan", 815), ("table", 5)])
 def test_cases_that_once_failed(target: str, case: int, tmp_path: Path):
     run_case(target, case, tmp_path)
 
