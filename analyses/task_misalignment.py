@@ -53,6 +53,8 @@ PLAN = Plan(
             "batch_size": 32,
             "lr": [0.001, 0.003, 0.01],
             "precision": "bfloat16",
+            # As in findings.py, so that a detector is diagnosed once for both.
+            "permutations": 3,
         },
     },
 )

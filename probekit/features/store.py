@@ -65,10 +65,26 @@ def check_format(facts: Mapping[str, Any], path: Path) -> None:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """Read a manifest or tap file and check its format."""
+    """Read a manifest or tap file, and check its format and that it is as it was written.
+
+    Raises:
+        StoreDamaged: If it is not.
+    """
     facts: dict[str, Any] = read_json(path)
+    if not isinstance(facts, dict):
+        raise StoreDamaged(f"facts in {path}", type(facts).__name__, "Delete its folder")
     check_format(facts, path)
+    # Stores of earlier versions have no digest.
+    digest = facts.pop("digest", None)
+    if digest is not None and digest != digest_json(facts):
+        raise StoreDamaged(f"{path} as it was written", "other content", "Delete its folder")
     return facts
+
+
+def _write_facts(path: Path, facts: Mapping[str, Any]) -> None:
+    """Write a manifest or tap file with its digest, unless another process was there first."""
+    whole = {"format": FORMAT, **facts}
+    write_json_once(path, {**whole, "digest": digest_json(whole)})
 
 
 def open_store(
@@ -95,9 +111,7 @@ def open_store(
     with replacing(place / "index.parquet") as temporary:
         index.to_parquet(temporary)
     # Last, so that a manifest is proof that the index is whole.
-    write_json_once(
-        manifest, {"format": FORMAT, "key": dict(key_facts), "engine": dict(engine), "rows": len(index)}
-    )
+    _write_facts(manifest, {"key": dict(key_facts), "engine": dict(engine), "rows": len(index)})
     return place
 
 
@@ -128,7 +142,7 @@ class TapFolder:
         if not path.exists():
             row_bytes = int(np.prod(facts["shape"], dtype=np.int64)) * np.dtype(facts["dtype"]).itemsize
             rows = _part_rows(row_bytes, batch_size)
-            write_json_once(path, {"format": FORMAT, "part_rows": rows, **facts})
+            _write_facts(path, {"part_rows": rows, **facts})
         return read_facts(path)
 
     def facts(self) -> dict[str, Any] | None:

@@ -35,8 +35,9 @@ def write_checkpoint(path: Path, learner: Pretraining, step: int, *, half: bool 
 
     state = _LAYOUTS[learner.arm.family](learner) | {"arch": learner.setup.arch, "step": step}
     kept = {name: _kept(value, half) for name, value in state.items()}
-    with replacing(path) as temporary:
-        torch.save(kept, temporary)
+    # Into an open file: a path's name, with the process number in it, would stand in the archive.
+    with replacing(path) as temporary, temporary.open("wb") as opened:
+        torch.save(kept, opened)
 
 
 def _kept(value: Any, half: bool) -> Any:  # noqa: ANN401 - tensors by name, or a plain value

@@ -1,5 +1,6 @@
 """Parts, journals and manifests of the feature store."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +115,13 @@ def test_a_directory_of_another_key_is_refused(tmp_path: Path):
     index = pd.DataFrame({"id": IDS, "split": "train"})
     place = open_store(tmp_path, KEY, ENGINE, index)
     manifest = place / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"w"', '"v"'))
+    facts = json.loads(manifest.read_text().replace('"w"', '"v"'))
+    manifest.write_text(json.dumps(facts))
+    with pytest.raises(StoreDamaged, match=r"manifest\.json as it was written; got other content"):
+        open_store(tmp_path, KEY, ENGINE, index)
+    # As stores of earlier versions have it: without a digest.
+    del facts["digest"]
+    manifest.write_text(json.dumps(facts))
     with pytest.raises(StoreDamaged, match="another key"):
         open_store(tmp_path, KEY, ENGINE, index)
 
