@@ -9,10 +9,14 @@ paper reports stands in ``paper_numbers.csv``.
 
 Command: ``probekit run analyses/findings.py --out reports/findings``
 
-Minutes: not measured; most of it is ``layer_reset_transfer``, whose finished trainings are found again.
+Minutes: 42 on two cores where detectors are trained already, most of it to take their errors apart; 250 of
+one core for the detectors and key points before that.
 
-Expected: with five seeds many rules are inconclusive by arithmetic; the verdict says how many would settle
-each.
+Expected: (five seeds, ShapeWorld) F1 inconclusive: MoCo gains nothing on boxes in 200 steps (.000 [−.001,
+.002] of AP), so that no share of it can be told. F2 refuted: cross-entropy is far more invariant inside
+classes (ICC higher by .73 [.71, .75]), keeps the place as well as MoCo, and is better on boxes by .144 [.074,
+.214]. F3 inconclusive: Exemplar is not told from MoCo, neither linearly nor on boxes. The world's classes are
+what its boxes ask for, and arms without labels do not know them: it is another case than ImageNet and VOC.
 
 Would falsify it: a falsifier of a finding, as the rules name them.
 """

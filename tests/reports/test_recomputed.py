@@ -466,7 +466,7 @@ def test_means_and_differences_of_arms(table: Path):
 def test_gains_and_shares_of_reset_curves(table: Path):
     rows = rows_of(table)
     # Whole backbones of an arm, or resets of a model; means of trials follow from the rows of trials.
-    sign = {"accuracy": 1, "ap": 1, "miou": 1, "nme": -1}
+    sign = {"accuracy": 1, "ap": 1, "normalised_error": -1}
     trained = rows[rows.trial_seed.notna()]
     checked = 0
     for model, own in rows[
