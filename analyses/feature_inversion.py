@@ -134,13 +134,12 @@ def _race(images: ImageSet, settings: Mapping[str, Any], residual: float) -> Res
 
 
 def _cell(images: ImageSet, cell: Facts, settings: Mapping[str, Any], residual: float) -> Facts:
+    # Here, so that figures are drawn from the table where torch is not.
+    from probekit import load_backbone
     from probekit.reconstruction.inversion import mean_activation
     from probekit.taps.layers import resolve_taps
 
     model = f"{cell['model']},size={cell['size']}"
-    # Here, so that figures are drawn from the table where torch is not.
-    from probekit import load_backbone
-
     backbone = load_backbone(model)
     tap = resolve_taps(backbone, "levels")[LEVELS.index(cell["level"])].path
     mean, _ = mean_activation(backbone, images, f"{tap}|raw")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -146,6 +147,19 @@ def finish_folder(unfinished: Path, place: Path) -> None:
     unfinished.rename(place)
 
 
+@contextmanager
+def making_folder(place: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``place`` that takes its name, as by ``finish_folder``, if all went well.
+
+    What an interruption leaves of it is thrown away by the next that makes the same.
+    """
+    unfinished = place.with_name(f".{place.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    yield unfinished
+    finish_folder(unfinished, place)
+
+
 def check_folder(place: Path) -> None:
     """Refuse a folder of ``finish_folder`` in which a file is missing or not as it was written.
 
@@ -156,9 +170,10 @@ def check_folder(place: Path) -> None:
     if not (place / SEAL).is_file():
         raise InputError(f"the file {SEAL} in {place}", "nothing there", advice)
     seal = read_json(place / SEAL)
-    if not isinstance(seal, dict) or seal.get("format") != SEAL_FORMAT:
-        found = f"format {seal.get('format')!r}" if isinstance(seal, dict) else "no object"
-        raise InputError(f"format {SEAL_FORMAT} in {place / SEAL}", found, advice)
+    facts = seal if isinstance(seal, dict) else {}
+    if facts.get("format") != SEAL_FORMAT or not isinstance(facts.get("files"), dict):
+        found = f"format {facts.get('format')!r}, or no files"
+        raise InputError(f"format {SEAL_FORMAT} and files in {place / SEAL}", found, advice)
     for name, digest in seal["files"].items():
         if not (place / name).is_file():
             raise InputError(f"the file {place / name}", "nothing there", advice)

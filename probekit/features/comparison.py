@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from probekit.errors import FeatureError, InputError, near_names
 from probekit.features.extraction import extract, open_model
 from probekit.features.features import Features
 from probekit.features.statistics import recalibrated
-from probekit.files import cache_folder, canonical_json, digest_json, finish_folder, safe_name
+from probekit.files import cache_folder, canonical_json, digest_json, making_folder, safe_name
 from probekit.grid import run_cells
 from probekit.plan import live_reference
 from probekit.results.table import ResultTable
@@ -410,10 +409,8 @@ def _owned(
 
 def _save_cell(table: ResultTable, place: Path) -> None:
     """Write a finished cell under its name only once it is whole."""
-    unfinished = place.with_name(f".{place.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    table.write(unfinished)
-    finish_folder(unfinished, place)
+    with making_folder(place) as folder:
+        table.write(folder)
 
 
 def _build(model: ModelSpec | Backbone) -> str:

@@ -21,7 +21,7 @@ from probekit.backbones.spec import ModelSpec
 from probekit.compute import choose_device
 from probekit.data.images import ImageSet
 from probekit.errors import CheckpointError, InputError, TrainingDiverged
-from probekit.files import digest_json, finish_folder, read_json, write_json
+from probekit.files import digest_json, finish_folder, making_folder, read_json, write_json
 from probekit.finetuning.cell import Data, Finetuning, Trained, check_modes, finetune, new_head
 from probekit.finetuning.changes import measure_changes
 from probekit.finetuning.curves import (
@@ -414,10 +414,8 @@ def _find_pasts(
 
 def _write(told: Mapping[str, Any], place: Path) -> None:
     """Write a result into a folder that is there whole or not at all."""
-    unfinished = place.with_name(f".{place.name}.unfinished")
-    unfinished.mkdir(parents=True, exist_ok=True)
-    write_json(unfinished / RESULT, dict(told))
-    finish_folder(unfinished, place)
+    with making_folder(place) as folder:
+        write_json(folder / RESULT, dict(told))
 
 
 def _told(trained: Trained, data: Data, seed: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from probekit.files import digest_json, finish_folder, read_json, write_json
+from probekit.files import digest_json, making_folder, read_json, write_json
 from probekit.finetuning.cells import Cell, Grid
 from probekit.finetuning.means import OVER_FOLDS, mean_row, over_trials
 from probekit.finetuning.rows import frame_place, grid_attachments, kind_of, params, shared, training_facts
@@ -94,13 +94,11 @@ def _diagnosed(
 
 def _save(found: Diagnosed, place: Path) -> None:
     """Write a finished diagnosis under its name only once it is whole."""
-    unfinished = place.with_name(f".{place.name}.unfinished")
-    unfinished.mkdir(parents=True, exist_ok=True)
     rows, frames = found
-    write_json(unfinished / ROWS, rows)
-    for kind, frame in frames.items():
-        frame.to_parquet(unfinished / f"{kind}.parquet")
-    finish_folder(unfinished, place)
+    with making_folder(place) as folder:
+        write_json(folder / ROWS, rows)
+        for kind, frame in frames.items():
+            frame.to_parquet(folder / f"{kind}.parquet")
 
 
 def _load(place: Path) -> Diagnosed:

@@ -65,14 +65,13 @@ class Ended:
         return self.code == -signal.SIGKILL
 
 
-def run_verb(verb: str, work: Path, fault: Fault = Fault(), settings: dict[str, Any] | None = None) -> Ended:
+def run_verb(verb: str, work: Path, fault: Fault = Fault()) -> Ended:
     """Run a verb in a process of its own, with its store and output under ``work``.
 
     Args:
         verb: A key of VERBS.
         work: Folder of ``store`` and ``out``.
         fault: When to die.
-        settings: Called by name in the child before the verb runs; see ``_prepare``.
     """
     work.mkdir(parents=True, exist_ok=True)
     words = [word.replace("OUT", str(work / "out")) for word in VERBS[verb]]
@@ -81,7 +80,7 @@ def run_verb(verb: str, work: Path, fault: Fault = Fault(), settings: dict[str, 
     said, counted = work.parent / f"{work.name}.said", work.parent / f"{work.name}.changes"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
-    process = context.Process(target=_child, args=(words, work, fault, said, counted, settings or {}))
+    process = context.Process(target=_child, args=(words, work, fault, said, counted))
     began = time.monotonic()
     process.start()
     if fault.seconds is not None:
@@ -98,15 +97,12 @@ def run_verb(verb: str, work: Path, fault: Fault = Fault(), settings: dict[str, 
     return Ended(process.exitcode or 0, said.read_text(), changes, time.monotonic() - began)
 
 
-def _child(
-    words: list[str], work: Path, fault: Fault, said: Path, counted: Path, settings: dict[str, Any]
-) -> None:
+def _child(words: list[str], work: Path, fault: Fault, said: Path, counted: Path) -> None:
     os.environ["COLUMNS"] = "110"
     os.environ["PROBEKIT_CACHE"] = str(work / "store")
     with said.open("w", buffering=1) as spoken:
         os.dup2(spoken.fileno(), 1)
         os.dup2(spoken.fileno(), 2)
-    _prepare(**settings)
     count = 0
     lock = threading.Lock()
 
@@ -135,34 +131,23 @@ def _writes(given: tuple[Any, ...]) -> bool:
     return any(one in mode for one in "wax+") if isinstance(mode, str) else bool((flags or 0) & _WRITING)
 
 
-def _prepare(file_bytes: int | None = None, clock: float | None = None) -> None:
-    """Limit the size of files, or let the clock jump by so many seconds at every look."""
-    if file_bytes is not None:
-        import resource
+def results(verb: str, work: Path) -> dict[str, Any]:
+    """Return what a verb left under ``out``: tables without times, arrays and weights as bytes.
 
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
-    if clock is not None:
-        true, jumped = time.time, [0.0]
-
-        def jumping() -> float:
-            jumped[0] += clock
-            return true() + jumped[0]
-
-        time.time = jumping
-
-
-def results(work: Path) -> dict[str, Any]:
-    """Return what a verb left under ``out``, without times: tables as frames, all other files as bytes."""
+    Figures and page of ``report``, which makes nothing else, as bytes too. A file that a killed process was
+    writing stays beside, under a hidden name that nothing reads: it does not count.
+    """
     found: dict[str, Any] = {}
     out = work / "out"
     for path in sorted(out.rglob("*")):
         name = str(path.relative_to(out))
+        if path.name.startswith("."):
+            continue
         if path.name == "table.parquet":
             frame = pd.read_parquet(path).drop(columns=["run_id"])
             frame = frame[~frame["metric"].isin(_TIMES)]
             found[name] = frame.to_json()
-        elif path.suffix in (".npz", ".npy", ".pth", ".safetensors") and path.is_file():
+        elif path.is_file() and (verb == "report" or path.suffix in (".npz", ".npy", ".pth")):
             found[name] = path.read_bytes()
     return found
 

@@ -216,7 +216,7 @@ class Runs:
 
 
 def hostile(folder: Path, stream: Stream) -> None:
-    """Files that would run something, or claim to be huge: none may be read, but by what is inert."""
+    """Files that would run something, or claim to be huge: none may be read."""
     path, canary = folder / "a.pth", folder / "canary"
     match stream.randrange(5):
         case 0 | 1:
@@ -239,9 +239,6 @@ def hostile(folder: Path, stream: Stream) -> None:
                 path.write_bytes(pickle.dumps(bomb, protocol=stream.randrange(6)))
             else:
                 torch.save(bomb, path, _use_new_zipfile_serialization=stream.random() < 0.5)
-            with pytest.raises(ProbekitError):
-                look(path)
-            raise Refused
         case 2:
             count = stream.choice([2**40, 2**62, 10**18])
             entry = {"dtype": "F32", "shape": [count], "data_offsets": [0, stream.choice([4 * count, 16, 0])]}
@@ -263,13 +260,7 @@ def hostile(folder: Path, stream: Stream) -> None:
             depth = stream.choice([2000, 100_000])
             path.write_bytes(b"\x80\x02" + b"]" * depth + b"a" * (depth - 1) + b".")
     look(path)
-
-
-class Refused(ProbekitError):
-    """The error that was expected came."""
-
-    def __init__(self) -> None:
-        super().__init__("an error", "one", "Nothing")
+    raise AssertionError("a hostile file was read")
 
 
 @cache
