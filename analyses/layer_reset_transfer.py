@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 PLAN = Plan(
     "analyses/layer_reset_transfer.py",
     {
-        "models": ["lite0=tf_efficientnet_lite0:wheel,size=96"],
+        "models": ["lite0=tf_efficientnet_lite0:wheel,size=64"],
         # Theirs alone: backward through depthwise convolutions is slower in bfloat16 than in float32.
         "models_with": {"steps": 100, "precision": "float32"},
         # Where ``analyses/pretraining.py`` left the arms, and their folders in it.
