@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
+import random
+import resource
 import shutil
 import signal
 import sys
@@ -23,6 +26,9 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.link", "os.truncate", "os.rmdir"}
 # Columns and metrics that say when and how fast, and nothing else.
 _TIMES = ("images_per_s", "seconds")
+
+# What a process says goes to a file as well.
+LARGEST_SAID = 64 << 10
 
 MODEL = "resnet10_w16:bundled@ce,size=32"
 DATA = "shapeworld/unseen,train=60,test=30"
@@ -44,10 +50,18 @@ VERBS: dict[str, list[str]] = {
 
 @dataclass(frozen=True)
 class Fault:
-    """When a process kills itself: before its n-th change of a file, or after some seconds."""
+    """What befalls a process before its n-th change of a file, or after some seconds, and from then on.
+
+    Args:
+        change: Number of the change.
+        seconds: A time instead, for ``killed`` alone.
+        what: ``killed``; ``full`` and ``read-only``, a disk that takes no change; ``gone``, a store that is
+            moved away under the process; ``clock``, a clock of the wall that jumps by years at each look.
+    """
 
     change: int | None = None
     seconds: float | None = None
+    what: str = "killed"
 
 
 @dataclass(frozen=True)
@@ -104,19 +118,24 @@ def _child(words: list[str], work: Path, fault: Fault, said: Path, counted: Path
         os.dup2(spoken.fileno(), 1)
         os.dup2(spoken.fileno(), 2)
     count = 0
-    lock = threading.Lock()
+    # Once: what a fault does to files must not call it again.
+    lock, befallen = threading.RLock(), False
 
     def watch(event: str, given: tuple[Any, ...]) -> None:
-        nonlocal count
-        if event not in _FILE_EVENTS or not str(given[0]).startswith(str(work)):
+        nonlocal count, befallen
+        if event not in _FILE_EVENTS or not str(given[0]).startswith(f"{work}/"):
             return
         if event == "open" and not _writes(given):
             return
         with lock:
             count += 1
-            if fault.change is not None and count >= fault.change:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if fault.change is None or count < fault.change:
+                return
+            first, befallen = not befallen, True
+            _befall(fault.what, first, work)
 
+    if fault.what == "clock":
+        _let_the_clock_jump()
     sys.addaudithook(watch)
     sys.argv = ["probekit", *words]
     try:
@@ -126,9 +145,55 @@ def _child(words: list[str], work: Path, fault: Fault, said: Path, counted: Path
         counted.write_text(str(count))
 
 
+def _befall(what: str, first: bool, work: Path) -> None:
+    if what == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif what == "gone":
+        if first and (work / "store").exists():
+            (work / "store").rename(work / "gone")
+    elif what in ("full", "read-only"):
+        # Libraries that open files by themselves are met by the system's own limit.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_SAID, resource.RLIM_INFINITY))
+        number = errno.ENOSPC if what == "full" else errno.EROFS
+        raise OSError(number, os.strerror(number))
+
+
+def _let_the_clock_jump() -> None:
+    stream = random.Random(0)
+    years = 365 * 86400
+    time.time = lambda: stream.uniform(0, 80 * years)
+    time.time_ns = lambda: int(time.time() * 1e9)
+
+
 def _writes(given: tuple[Any, ...]) -> bool:
     mode, flags = (*given, None, None)[1:3]
     return any(one in mode for one in "wax+") if isinstance(mode, str) else bool((flags or 0) & _WRITING)
+
+
+class Undisturbed:
+    """What a verb leaves when nothing happens to it.
+
+    Args:
+        verb: A key of VERBS.
+        place: Folder of its own.
+    """
+
+    def __init__(self, verb: str, place: Path) -> None:
+        self.verb, self.work = verb, place / "undisturbed"
+        self.before = place / "before"
+        self.before.mkdir(parents=True)
+        if verb == "report":
+            # It draws again what another verb left.
+            run_verb("transfer", self.before)
+        copied(self.before, self.work)
+        self.ended = run_verb(verb, self.work)
+        assert self.ended.code == 0, self.ended.said
+        self.results = results(verb, self.work)
+        assert self.results
+
+    def start(self, place: Path) -> Path:
+        """Return a folder as it was before the verb ran."""
+        return copied(self.before, place)
 
 
 def results(verb: str, work: Path) -> dict[str, Any]:

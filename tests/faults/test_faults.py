@@ -9,36 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.running import VERBS, Ended, Fault, copied, results, run_verb
+from tests.faults.running import Ended, Fault, Undisturbed, copied, results, run_verb
 
 log = logging.getLogger(__name__)
 KILLS, MUTATIONS = 36, 90
-
-
-class Undisturbed:
-    """What a verb leaves when nothing happens to it."""
-
-    def __init__(self, verb: str, place: Path) -> None:
-        self.verb, self.work = verb, place / "undisturbed"
-        self.before = place / "before"
-        self.before.mkdir(parents=True)
-        if verb == "report":
-            # It draws again what another verb left.
-            run_verb("transfer", self.before)
-        copied(self.before, self.work)
-        self.ended = run_verb(verb, self.work)
-        assert self.ended.code == 0, self.ended.said
-        self.results = results(verb, self.work)
-        assert self.results
-
-    def start(self, place: Path) -> Path:
-        """Return a folder as it was before the verb ran."""
-        return copied(self.before, place)
-
-
-@pytest.fixture(params=VERBS)
-def undisturbed(request: pytest.FixtureRequest, tmp_path: Path) -> Undisturbed:
-    return Undisturbed(request.param, tmp_path / request.param)
 
 
 def test_a_kill(undisturbed: Undisturbed, tmp_path: Path):
