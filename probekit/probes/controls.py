@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,12 +22,23 @@ def permute_rows(count: int, draws: int, *, seed: int, name: str) -> NDArray[np.
     Returns:
         (B, n) row numbers.
     """
+    orders = list(each_order(count, draws, seed=seed, name=name))
+    return np.stack(orders) if draws else np.empty((0, count), np.intp)
+
+
+def each_order(count: int, draws: int, *, seed: int, name: str) -> Iterator[NDArray[np.intp]]:
+    """Yield the orders of `permute_rows` one at a time: all of them may be large."""
     stream = random_stream(f"permuted {name}", seed)
-    return (
-        np.stack([stream.permutation(count) for _ in range(draws)])
-        if draws
-        else np.empty((0, count), np.intp)
-    )
+    for _ in range(draws):
+        yield stream.permutation(count)
+
+
+def permuted_labels(labels: NDArray[np.int64], draws: int, *, seed: int, name: str) -> NDArray[np.int32]:
+    """Return (B, n) labels in the orders of `permute_rows`, in half the room."""
+    drawn = np.empty((draws, len(labels)), np.int32)
+    for own, order in zip(drawn, each_order(len(labels), draws, seed=seed, name=name), strict=True):
+        own[:] = labels[order]
+    return drawn
 
 
 def permute_within(groups: NDArray[np.int64], draws: int, *, seed: int, name: str) -> NDArray[np.intp]:
