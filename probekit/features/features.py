@@ -69,7 +69,7 @@ class PartedRows:
             self._opened[number] = np.load(part.path, mmap_mode="r", allow_pickle=False)
         return self._opened[number]
 
-    def take(self, rows: NDArray[np.intp], dtype: DTypeLike = None) -> NDArray[Any]:
+    def take(self, rows: NDArray[np.intp], dtype: DTypeLike | None = None) -> NDArray[Any]:
         """Return chosen rows, in the order given, as one array, of another type if one is given."""
         taken = empty_rows((len(rows), *self.shape[1:]), self.dtype if dtype is None else dtype)
         order = np.argsort(rows, kind="stable")

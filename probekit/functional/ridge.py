@@ -73,7 +73,8 @@ def fit_ridge(
     if len(x) >= x.shape[1]:
         weights = _solve_primal(parts, penalty)
     else:
-        weights = _solve_dual(*(np.concatenate(one) for one in zip(*parts, strict=True)), penalty)
+        a, b = (np.concatenate(one) for one in zip(*parts, strict=True))
+        weights = _solve_dual(a, b, penalty)
     return RidgePath(penalty, weights, y_mean - x_mean @ weights)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,12 +34,14 @@ def each_order(count: int, draws: int, *, seed: int, name: str) -> Iterator[NDAr
         yield stream.permutation(count)
 
 
-def permuted_labels(labels: NDArray[np.int64], draws: int, *, seed: int, name: str) -> NDArray[np.int32]:
-    """Return (B, n) labels in the orders of `permute_rows`, in half the room."""
-    drawn = np.empty((draws, len(labels)), np.int32)
-    for own, order in zip(drawn, each_order(len(labels), draws, seed=seed, name=name), strict=True):
+def with_permuted(labels: NDArray[np.int64], draws: int, *, seed: int, name: str) -> NDArray[np.integer[Any]]:
+    """Return (1 + B, n) labels, as they are and in the orders of `permute_rows`, no wider than they need."""
+    narrow = np.int16 if labels.max(initial=0) <= np.iinfo(np.int16).max else np.int64
+    rows = np.empty((1 + draws, len(labels)), narrow)
+    rows[0] = labels
+    for own, order in zip(rows[1:], each_order(len(labels), draws, seed=seed, name=name), strict=True):
         own[:] = labels[order]
-    return drawn
+    return rows
 
 
 def permute_within(groups: NDArray[np.int64], draws: int, *, seed: int, name: str) -> NDArray[np.intp]:

@@ -14,7 +14,7 @@ from probekit.functional.rows import empty_rows, row_blocks
 from probekit.functional.sigmoid_regression import fit_sigmoid
 from probekit.functional.softmax_regression import fit_softmax
 from probekit.probes.control_tasks import control_rows, memorised_shares
-from probekit.probes.controls import permute_rows, permuted_labels
+from probekit.probes.controls import permute_rows, with_permuted
 from probekit.probes.protocol import Outcome, Protocol, TapData, choose_penalty
 from probekit.probes.racing import Race
 from probekit.probes.scoring import class_rows, label_rows, mean_average_precision
@@ -48,7 +48,8 @@ class LinearFit:
 
     def logits(self, rows: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return (n, C) logits of standardised rows."""
-        return logits_of(rows, self.weights[None], self.intercept[None])[0]
+        logits: NDArray[np.float64] = logits_of(rows, self.weights[None], self.intercept[None])[0]
+        return logits
 
 
 def logits_of(
@@ -89,21 +90,22 @@ def fit_classes(
 
     # The probe and the fits behind its null differ in labels alone, so that they are solved together.
     fitting = labels[roles.fitting]
-    permuted = permuted_labels(fitting, protocol.permutations, seed=protocol.seed, name=name)
+    labellings = with_permuted(fitting, protocol.permutations, seed=protocol.seed, name=name)
+    nulls = len(labellings) - 1
     together = fit_softmax(
         data.refit.fit,
-        np.concatenate([fitting[None], permuted]),
-        [choice.penalty] * (1 + len(permuted)),
+        labellings,
+        [choice.penalty] * (1 + nulls),
         n_classes=target.n_classes,
-        gap=[protocol.gap] + [_null_gap(protocol, keep_null)] * len(permuted),
+        gap=[protocol.gap] + [_null_gap(protocol, keep_null)] * nulls,
     )
-    final, null = together.at([0]), together.at(range(1, 1 + len(permuted)))
+    final, null = together.at([0]), together.at(range(1, 1 + nulls))
     return LinearFit(
         final.weights[0],
         final.intercepts[0],
         _params(choice, penalties, final, data),
         logits_of(data.refit.score, null.weights, null.intercepts),
-        memorised_shares(data.refit.fit, permuted, null.weights, null.intercepts),
+        memorised_shares(data.refit.fit, labellings[1:], null.weights, null.intercepts),
         **({"null_weights": null.weights, "null_intercepts": null.intercepts} if keep_null else {}),
     )
 

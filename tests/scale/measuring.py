@@ -20,10 +20,10 @@ import numpy as np
 from probekit.data.targets import Target
 from probekit.features.features import Features
 from probekit.features.store import PartWriter, TapFolder
+from probekit.results.table import ResultTable
 
 WIDTH, CLASSES, BATCH = 256, 10, 256
 VERBS = ("probe", "geometry", "similarity")
-_BLOCK = 8192
 _FACTS = {"block": "layer1", "level": "low", "depth": 0.0, "readout": "gap"}
 
 
@@ -60,7 +60,7 @@ def open_taps(place: Path, rows: int) -> list[Features]:
     return found
 
 
-def measure(verb: str, taps: list[Features]) -> None:
+def measure(verb: str, taps: list[Features]) -> list[ResultTable]:
     """Run one verb's cells, tap by tap, as a sweep does."""
     from probekit.geometry.cell import GeometrySettings, geometry_of_tap
     from probekit.probes.cell import probe_tap
@@ -70,6 +70,7 @@ def measure(verb: str, taps: list[Features]) -> None:
 
     target = taps[0].targets["class"]
     roles = Roles(*(taps[0].rows(role) for role in ("train", "val", "test")))
+    tables = []
     for one in taps:
         if verb == "probe":
             protocol = Protocol((1.0, 0.1, 0.01), permutations=2, bootstrap_draws=200, neighbours=0, shots=())
@@ -83,6 +84,8 @@ def measure(verb: str, taps: list[Features]) -> None:
             others = [Layer("made", other.tap, other) for other in taps]
             table = similarity_of_tap(one, others=others, settings=SimilaritySettings())
         assert (table.frame["status"] == "ok").any()
+        tables.append(table)
+    return tables
 
 
 class AnonymousMemory:
