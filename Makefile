@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The paper's own scale is for a laboratory.
 ANALYSES := $(filter-out analyses/__init__.py analyses/paper.py,$(wildcard analyses/*.py))
 
-.PHONY: demo test check campaign reports notebooks api clean
+.PHONY: demo test check campaign oldest newest reports notebooks api clean
 
 # One thread each: two test processes share two cores, and sums keep their order.
 test campaign: export OMP_NUM_THREADS = 1
@@ -34,6 +34,24 @@ api: $(VENV)/installed-test
 
 campaign: $(VENV)/installed-test
 	$(BIN)/python -m pytest -q -n 2 -m "campaign and not gpu"
+
+# The fast tests with the oldest packages that setup.cfg allows, and with the newest there are, each in an
+# environment of its own: `make oldest PYTHON=python3.10`, `make newest PYTHON=python3.13`.
+oldest newest: export OMP_NUM_THREADS = 1
+FAST := -q -m "not slow and not campaign and not gpu"
+OLDEST := $(shell sed -n '/^install_requires/,/^$$/s/^ *\([a-z0-9-]*\)>=\(.*\)/\1==\2/p' setup.cfg)
+
+# Old packages call what their newer companions deprecate.
+oldest:
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet $(OLDEST) -e ".[demo]" \
+		"pytest>=8" pytest-xdist pytest-timeout hypothesis build "setuptools>=77" tabulate
+	.venv-oldest/bin/python -m pytest $(FAST) -W ignore::DeprecationWarning
+
+newest:
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade -e ".[dev,oracles,demo,notebook]"
+	.venv-newest/bin/python -m pytest $(FAST)
 
 reports: $(VENV)/installed-test
 	set -e; for file in $(ANALYSES); do \

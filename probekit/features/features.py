@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from probekit.data.targets import Target
 from probekit.errors import FeatureError, StoreDamaged
 from probekit.files import digest_file, replacing
+from probekit.functional.rows import empty_rows
 
 # Status of a tap that no measure can be taken of.
 DEAD = "dead at initialisation: every feature is constant"
@@ -68,9 +69,9 @@ class PartedRows:
             self._opened[number] = np.load(part.path, mmap_mode="r", allow_pickle=False)
         return self._opened[number]
 
-    def take(self, rows: NDArray[np.intp]) -> NDArray[Any]:
-        """Return chosen rows, in the order given, as one array in memory."""
-        taken = np.empty((len(rows), *self.shape[1:]), self.dtype)
+    def take(self, rows: NDArray[np.intp], dtype: DTypeLike | None = None) -> NDArray[Any]:
+        """Return chosen rows, in the order given, as one array, of another type if one is given."""
+        taken = empty_rows((len(rows), *self.shape[1:]), self.dtype if dtype is None else dtype)
         order = np.argsort(rows, kind="stable")
         bounds = np.searchsorted(rows[order], [part.start for part in self.parts] + [len(self)])
         for number, part in enumerate(self.parts):
@@ -121,7 +122,7 @@ class Features:
         return np.flatnonzero(self.splits == role)
 
     def matrix(self, rows: NDArray[np.intp] | None = None) -> NDArray[np.float32]:
-        """Return features as (N, D) float32 in memory.
+        """Return features as (N, D) float32; large ones lie in a temporary file.
 
         Args:
             rows: Row numbers to read; None reads all.
@@ -137,8 +138,9 @@ class Features:
                 "Extract with a readout that gives vectors, such as gap, cls or grid(2)",
             )
         chosen = np.arange(len(self)) if rows is None else rows
-        taken = self.values.take(chosen) if isinstance(self.values, PartedRows) else self.values[chosen]
-        return np.asarray(taken, np.float32)
+        if isinstance(self.values, PartedRows):
+            return self.values.take(chosen, np.float32)
+        return np.asarray(self.values[chosen], np.float32)
 
     @cached_property
     def index(self) -> pd.DataFrame:

@@ -7,7 +7,7 @@ the gap go on in float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,6 +23,8 @@ _SMALL = 1e8
 # Part of the asked gap the iterations aim at: the bound moves when the intercept is settled.
 _AIMS = (0.5, 0.2, 0.05)
 _HISTORY_BYTES = 2**30
+# Scores of all rows are kept while intercepts settle if those of one fit take no more than this; above it
+# they are computed again, block by block, whenever they are needed.
 _LOGIT_BYTES = 2**26
 # Sums of N residuals of mixed sign are known to about this share of the sum of their sizes.
 _SETTLED = 1e-10
@@ -202,14 +204,12 @@ def certify(
         gap=np.empty(len(penalties)),
     )
     share = torch.from_numpy(weight)
-    bytes_a_fit = 8 * len(features) * reached.intercepts.shape[1]
-    for chunk in _chunks(np.arange(len(penalties)), _LOGIT_BYTES // bytes_a_fit):
+    for chunk in _chunks(np.arange(len(penalties)), _fits_at_once(features, reached.intercepts.shape[1])):
         w, penalty = torch.from_numpy(reached.weights[chunk]), torch.from_numpy(penalties[chunk])
-        scores, which = _project(features, w), torch.from_numpy(fits[chunk])
-        b, mean_loss, residual, balanced = _settle(
-            scores, torch.from_numpy(reached.intercepts[chunk]), loss, which, share
-        )
-        gradient = _correlate(features, residual.mul_(share)) + penalty[:, None, None] * w
+        scores, which = _Scores.of(features, w), torch.from_numpy(fits[chunk])
+        b, balanced = _settle(scores, torch.from_numpy(reached.intercepts[chunk]), loss, which, share)
+        mean_loss, slope = _slope(scores, b, loss, which, share)
+        gradient = slope + penalty[:, None, None] * w
         objective = mean_loss + 0.5 * penalty * w.square().sum((1, 2))
         left = gradient.square().sum((1, 2)) / (2 * penalty)
         known = balanced & (left < objective)
@@ -218,42 +218,92 @@ def certify(
     return done
 
 
+@dataclass(frozen=True, eq=False)
+class _Scores:
+    """Scores X W of Q fits: kept, or computed anew by blocks of rows where they are too large for that.
+
+    Attributes:
+        features: (N, D).
+        weights: (Q, D, K).
+        kept: (Q, K, N) scores, or None.
+    """
+
+    features: AnyFloats
+    weights: torch.Tensor
+    kept: torch.Tensor | None
+
+    @classmethod
+    def of(cls, features: AnyFloats, weights: torch.Tensor) -> _Scores:
+        small = 8 * len(features) * weights.shape[2] <= _LOGIT_BYTES
+        return cls(features, weights, _project(features, weights) if small else None)
+
+    def blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Yield rows and their (Q, K, B) scores; kept ones all at once."""
+        if self.kept is not None:
+            yield slice(0, len(self.features)), self.kept
+            return
+        for rows in row_blocks(self.features, outputs=self.weights.shape[2]):
+            yield rows, _project(self.features[rows], self.weights)
+
+
+def _fits_at_once(features: AnyFloats, outputs: int) -> int:
+    rows = len(features)
+    if 8 * rows * outputs > _LOGIT_BYTES:
+        rows = row_blocks(features, outputs=outputs)[0].stop
+    return _LOGIT_BYTES // (8 * rows * outputs)
+
+
 def _settle(
-    scores: torch.Tensor,
+    scores: _Scores,
     intercepts: torch.Tensor,
     loss: Loss,
     fits: torch.Tensor,
     weight: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Find the best intercepts on cached scores X W by Newton's method.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find the best intercepts on given scores X W by Newton's method.
 
     A step is cut to length 1 in the largest intercept, within which the curvature cannot change by more
     than a constant factor (Bach 2010, Self-concordant analysis for logistic regression, section 2).
 
     Args:
-        scores: (Q, K, N).
+        scores: Of Q fits.
         intercepts: (Q, K) to start from.
         loss: On the host.
         fits: (Q,).
         weight: (N,).
 
     Returns:
-        (Q, K) intercepts, (Q,) mean losses, (Q, K, N) residuals, (Q,) whether the residuals sum to zero.
+        (Q, K) intercepts, (Q,) whether the residuals sum to zero.
     """
-    everything = slice(0, scores.shape[2])
     for left in range(_NEWTON_STEPS, -1, -1):
-        losses, residual = loss(scores + intercepts[:, :, None], fits, everything)
-        slope = residual @ weight
-        balanced = slope.abs().sum(1) <= _SETTLED * (residual.abs().sum(1) @ weight)
+        slope, size = torch.zeros_like(intercepts), torch.zeros_like(intercepts[:, 0])
+        hessian = torch.zeros(1, dtype=intercepts.dtype)
+        for rows, block in scores.blocks():
+            _, residual = loss(block + intercepts[:, :, None], fits, rows)
+            slope += residual @ weight[rows]
+            size += residual.abs().sum(1) @ weight[rows]
+            hessian = hessian + loss.hessian(residual, fits, rows, weight[rows])
+        balanced = slope.abs().sum(1) <= _SETTLED * size
         if balanced.all() or not left:
             break
-        hessian = loss.hessian(residual, fits, everything, weight)
         # Where all probabilities have run to 0 or 1 there is no curvature left, and the slope shows the way.
         hessian.diagonal(dim1=1, dim2=2).add_(_LEAST_CURVATURE)
         step = torch.linalg.solve(hessian, slope)
         step /= step.abs().amax(1, keepdim=True).clamp_min(1)
         intercepts = torch.where(balanced[:, None], intercepts, intercepts - step)
-    return intercepts, losses @ weight, residual, balanced
+    return intercepts, balanced
+
+
+def _slope(
+    scores: _Scores, intercepts: torch.Tensor, loss: Loss, fits: torch.Tensor, weight: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (Q,) mean losses and their (Q, D, K) gradients by the weights."""
+    mean_loss, gradient = torch.zeros_like(intercepts[:, 0]), torch.zeros_like(scores.weights)
+    for rows, block in scores.blocks():
+        losses, residual = loss(block + intercepts[:, :, None], fits, rows)
+        mean_loss += losses @ weight[rows]
+        gradient += _correlate(scores.features[rows], residual.mul_(weight[rows]))
+    return mean_loss, gradient
 
 
 def _project(features: AnyFloats, weights: torch.Tensor) -> torch.Tensor:

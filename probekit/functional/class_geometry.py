@@ -19,6 +19,7 @@ from scipy.special import expit, logit
 from probekit.functional.arguments import AnyFloats, FloatArray, IntArray
 from probekit.functional.intervals import jackknife_interval
 from probekit.functional.moments import Moments
+from probekit.functional.rows import row_blocks
 
 # Standard deviations above its null from which a variance between classes is more than noise.
 _NOISE = 2.0
@@ -336,8 +337,7 @@ def directional_variance(
     if len(first) > pairs:
         kept = np.sort(stream.choice(len(first), pairs, replace=False))
         first, second = first[kept], second[kept]
-    rows = [[features[half].astype(np.float64) for half in both] for both in halves]
-    means = np.array([[half.mean(axis=0) for half in both] for both in rows])
+    means = np.array([[_mean(features, half) for half in both] for both in halves])
     # δ of both halves, and what they agree on
     steps = means[second] - means[first]
     distance = np.einsum("pd,pd->p", steps[:, 0], steps[:, 1])
@@ -349,7 +349,7 @@ def directional_variance(
             for half in (0, 1):
                 with np.errstate(divide="ignore", invalid="ignore"):
                     u = steps[here, 1 - half] / np.linalg.norm(steps[here, 1 - half], axis=1)[:, None]
-                    variance[here] += (rows[c][half] @ u.T).var(axis=0, ddof=1) / 2
+                    variance[here] += _projected(features, halves[c][half], u).var(axis=0, ddof=1) / 2
         with np.errstate(divide="ignore", invalid="ignore"):
             logs[:, number] = np.log(variance) - np.log(np.maximum(distance, 0))
     logs = np.nan_to_num(logs, nan=np.inf, posinf=np.inf, neginf=-np.inf)
@@ -364,6 +364,18 @@ def directional_variance(
     low, high = np.exp(np.quantile(logs, [0.25, 0.75], method="inverted_cdf"))
     found = _exponential(Estimate(value, *jackknife_interval(value, without)))
     return found, (float(low), float(high)), len(first)
+
+
+def _mean(features: AnyFloats, rows: IntArray) -> FloatArray:
+    """Return the (D,) mean of chosen rows."""
+    parts = row_blocks(len(rows), features.shape[1])
+    return np.asarray(sum(features[rows[part]].astype(np.float64).sum(axis=0) for part in parts) / len(rows))
+
+
+def _projected(features: AnyFloats, rows: IntArray, directions: FloatArray) -> FloatArray:
+    """Return (n, P) coordinates of n chosen rows along (P, D) directions."""
+    parts = row_blocks(len(rows), max(features.shape[1], len(directions)))
+    return np.concatenate([features[rows[part]].astype(np.float64) @ directions.T for part in parts])
 
 
 def _split_classes(labels: IntArray, stream: np.random.Generator) -> list[tuple[IntArray, IntArray]]:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from probekit.functional.arguments import AnyFloats, FloatArray
+from probekit.functional.rows import empty_rows
 
 # Axes whose share of the leading variance is below this carry rounding, not data (N < D only).
 _RANK_TOLERANCE = 1e-12
 _BLOCK_BYTES = 2**26
-# Coordinates beyond this lie in a file and are read through the page cache.
-_MEMORY_BYTES = 2**32
 
 
 @dataclass(frozen=True)
@@ -105,9 +103,14 @@ def rotate_features(
     )
 
 
-def row_blocks(features: AnyFloats) -> list[slice]:
-    """Return slices of rows, each small beside a memory-mapped matrix and large enough for a product."""
-    size = max(1, _BLOCK_BYTES // (8 * features.shape[1]))
+def row_blocks(features: AnyFloats, outputs: int = 1) -> list[slice]:
+    """Return slices of rows, each small beside a memory-mapped matrix and large enough for a product.
+
+    Args:
+        features: (N, D).
+        outputs: K numbers a row that are computed of it, where they may be more than D.
+    """
+    size = max(1, _BLOCK_BYTES // (8 * max(features.shape[1], outputs)))
     return [slice(start, start + size) for start in range(0, len(features), size)]
 
 
@@ -120,12 +123,9 @@ def _mean(features: AnyFloats, weight: FloatArray) -> AnyFloats:
 
 
 def _room(rows: int, columns: int, dtype: torch.dtype, device: str | torch.device) -> torch.Tensor:
-    """Return an empty matrix: in memory, or in a file without a name where it is too large for that."""
-    empty = torch.empty((0,), dtype=dtype)
-    if torch.device(device).type != "cpu" or rows * columns * empty.element_size() <= _MEMORY_BYTES:
+    if torch.device(device).type != "cpu":
         return torch.empty((rows, columns), dtype=dtype, device=device)
-    with tempfile.TemporaryFile() as file:
-        return torch.from_numpy(np.memmap(file, empty.numpy().dtype, "w+", shape=(rows, columns)))
+    return torch.from_numpy(empty_rows((rows, columns), torch.empty(0, dtype=dtype).numpy().dtype))
 
 
 def _column_axes(

@@ -56,7 +56,7 @@ def resampled_sums(columns: ArrayLike, *, draws: int, stream: np.random.Generato
         InputError: If there is no unit, or no draw.
         NonFiniteFeatures: If a value is NaN or infinite.
     """
-    values = check_features(columns, "columns").astype(np.float64)
+    values = check_features(columns, "columns").astype(np.float64, copy=False)
     if draws < 1:
         raise InputError("at least 1 draw", str(draws), f"{DRAWS} is the default")
     count = len(values)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from probekit.errors import InputError
 from probekit.functional.arguments import FloatArray, check_features, check_penalties, check_weight
+from probekit.functional.rows import row_blocks
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,14 +62,19 @@ def fit_ridge(
         >>> path.weights.ravel().round(6).tolist(), path.intercepts.ravel().tolist()
         ([1.0, 2.0], [3.0, 3.0])
     """
-    x = check_features(features).astype(np.float64)
+    x = check_features(features)
     penalty, weight = check_penalties(penalties), check_weight(sample_weight, len(x))
     y = _check_targets(targets, len(x))
-    x_mean, y_mean = weight @ x, weight @ y
+    blocks = row_blocks(len(x), x.shape[1] + y.shape[1])
+    x_mean, y_mean = np.asarray(sum(weight[rows] @ x[rows].astype(np.float64) for rows in blocks)), weight @ y
     root = np.sqrt(weight)[:, None]
-    a, b = root * (x - x_mean), root * (y - y_mean)
-    solve = _solve_primal if a.shape[0] >= a.shape[1] else _solve_dual
-    weights = solve(a, b, penalty)
+    # A and B: rows less their means, times √ω
+    parts = ((root[rows] * (x[rows] - x_mean), root[rows] * (y[rows] - y_mean)) for rows in blocks)
+    if len(x) >= x.shape[1]:
+        weights = _solve_primal(parts, penalty)
+    else:
+        a, b = (np.concatenate(one) for one in zip(*parts, strict=True))
+        weights = _solve_dual(a, b, penalty)
     return RidgePath(penalty, weights, y_mean - x_mean @ weights)
 
 
@@ -80,10 +88,11 @@ def _check_targets(targets: ArrayLike, count: int) -> FloatArray:
     return y if y.shape[1] == 0 else check_features(y, "targets").astype(np.float64)
 
 
-def _solve_primal(a: FloatArray, b: FloatArray, penalties: FloatArray) -> FloatArray:
-    """Return (P, D, K):  W = V (Λ + penalty)⁻¹ Vᵀ Aᵀ B  with  AᵀA = V Λ Vᵀ."""
-    variances, axes = np.linalg.eigh(a.T @ a)
-    turned = axes.T @ (a.T @ b)
+def _solve_primal(parts: Iterable[tuple[FloatArray, FloatArray]], penalties: FloatArray) -> FloatArray:
+    """Return (P, D, K):  W = V (Λ + penalty)⁻¹ Vᵀ Aᵀ B  with  AᵀA = V Λ Vᵀ, of blocks of rows of A and B."""
+    inner, cross = reduce(lambda x, y: (x[0] + y[0], x[1] + y[1]), ((a.T @ a, a.T @ b) for a, b in parts))
+    variances, axes = np.linalg.eigh(inner)
+    turned = axes.T @ cross
     return np.asarray(axes @ (turned * _shrinkage(variances, penalties)))
 
 

@@ -164,14 +164,15 @@ def _begin_at_neighbours(
 
 
 def _check_labellings(labels: ArrayLike, count: int, n_classes: int, penalties: int) -> IntArray:
-    """Return (L, N) labels, L being 1 or P."""
-    y = check_labels(labels, count, n_classes)
+    """Return (L, N) labels, L being 1 or P, of a type no wider than they need."""
+    y = np.asarray(labels)
     if y.ndim > 2 or (y.ndim == 2 and len(y) != penalties):
         raise InputError(
             f"labels of shape (N,), or ({penalties}, N) for {penalties} penalties", f"shape {y.shape}",
             "Repeat the penalty for every labelling",
         )  # fmt: skip
-    return np.atleast_2d(y)
+    narrow = np.int16 if n_classes <= np.iinfo(np.int16).max else np.int64
+    return np.stack([check_labels(one, count, n_classes).astype(narrow) for one in np.atleast_2d(y)])
 
 
 def _fit_by_classes(
@@ -193,7 +194,8 @@ def _fit_by_classes(
         part = start.take(places)
         part = replace(part, weights=part.weights[:, :, classes], intercepts=part.intercepts[:, classes])
         own = labellings if len(labellings) == 1 else labellings[places]
-        own = np.searchsorted(classes, own)
+        if len(classes) < n_classes:
+            own = np.searchsorted(classes, own)
         part = _fit_seen(solver, own, part, penalties[places], gaps[places])
         whole.weights[np.ix_(places, columns, classes)] = part.weights
         whole.intercepts[np.ix_(places, classes)] = part.intercepts
@@ -218,7 +220,7 @@ class _CrossEntropy:
     """Cross-entropy of a softmax over the K outputs of a fit.
 
     Attributes:
-        labels: (L, N), one labelling for all fits or one for each.
+        labels: (L, N), one labelling for all fits or one for each; any type of integers.
     """
 
     labels: torch.Tensor
@@ -226,8 +228,8 @@ class _CrossEntropy:
     def _truth(self, fits: torch.Tensor, rows: slice) -> torch.Tensor:
         """Return (Q, 1, B) labels."""
         if len(self.labels) == 1:
-            return self.labels[:, rows].expand(len(fits), -1)[:, None]
-        return self.labels[:, rows][fits][:, None]
+            return self.labels[:, rows].long().expand(len(fits), -1)[:, None]
+        return self.labels[:, rows][fits].long()[:, None]
 
     def __call__(
         self, logits: torch.Tensor, fits: torch.Tensor, rows: slice

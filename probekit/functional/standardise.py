@@ -74,16 +74,16 @@ def principal_axes(
         >>> axes.round(2).ravel().tolist()
         [0.02, 1.0]
     """
-    x = check_features(features).astype(np.float64)
+    x = check_features(features)
     if not 1 <= d <= x.shape[1]:
         raise InputError(f"d from 1 to the {x.shape[1]} features", str(d), "Take fewer axes")
     share = check_weight(weight, len(x))
-    mean = share @ x
-    scaled = (x - mean) * np.sqrt(share)[:, None]
+    mean = np.asarray(sum(share[rows] @ block for rows, block in _blocks(x)))
+    scaled = (((block - mean) * np.sqrt(share[rows])[:, None]) for rows, block in _blocks(x))
     if len(x) >= x.shape[1]:
-        axes = np.linalg.eigh(scaled.T @ scaled)[1][:, ::-1]
+        axes = np.linalg.eigh(sum(block.T @ block for block in scaled))[1][:, ::-1]
     else:
-        axes = np.linalg.svd(scaled, full_matrices=False)[2].T
+        axes = np.linalg.svd(np.concatenate(list(scaled)), full_matrices=False)[2].T
     axes = axes[:, :d]
     # Eigenvectors are known up to sign.
     largest = axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])]

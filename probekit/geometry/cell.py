@@ -18,6 +18,7 @@ from probekit.functional import spectrum
 from probekit.functional.class_geometry import Classes, Estimate
 from probekit.functional.intervals import bootstrap_means
 from probekit.functional.moments import Moments
+from probekit.functional.rows import empty_rows, row_blocks
 from probekit.functional.transferability import (
     Whitening,
     h_score,
@@ -28,7 +29,7 @@ from probekit.functional.transferability import (
     variability_collapse,
 )
 from probekit.geometry.factors import within_class_rows
-from probekit.probes.controls import null_columns, permute_rows
+from probekit.probes.controls import each_order, null_columns, permute_rows
 from probekit.probes.linear import LinearFit, fit_classes
 from probekit.probes.protocol import Protocol, Roles, TapData
 from probekit.results.schema import rows_to_frame
@@ -137,10 +138,7 @@ class _Tap:
         self.features, self.target, self.name, self.settings = features, target, name, settings
         self.x = features.matrix()
         self.y = target.values
-        self.orders = permute_rows(
-            len(self.y), settings.permutations, seed=settings.seed, name=f"geometry {name}"
-        )
-        self.dead = bool((self.x == self.x[0]).all())
+        self.dead = _constant(self.x)
         self._spectra: tuple[Moments, NDArray[np.float64], NDArray[np.float64]]
 
     @property
@@ -152,7 +150,8 @@ class _Tap:
 
     def permuted(self, x: NDArray[Any], whole: Moments) -> Iterator[Moments]:
         """Yield statistics of permuted labels; their products are those of the true ones."""
-        for order in self.orders:
+        draws, seed = self.settings.permutations, self.settings.seed
+        for order in each_order(len(self.y), draws, seed=seed, name=f"geometry {self.name}"):
             drawn = Moments.of(
                 x, self.y[order], n_classes=self.target.n_classes, products=False, shift=whole.shift
             )
@@ -160,7 +159,7 @@ class _Tap:
 
     def space(self, suffix: str, x: NDArray[Any]) -> Iterator[dict[str, Any]]:
         """Yield what follows from moments, of features as they are or of unit length."""
-        if suffix and bool((x == x[0]).all()):
+        if suffix and _constant(x):
             yield {"metric": f"icc{suffix}", "status": "every feature is constant at unit length"}
             return
         whole = self.moments(x)
@@ -198,7 +197,7 @@ class _Tap:
 
     def rows_of_unit(self) -> Iterator[dict[str, Any]]:
         """Yield cosines, separation, neighbours and uniformity: measures of rows of unit length."""
-        centred = _unit(self.x - self.moments(self.x).mean.astype(np.float32))
+        centred = _unit(self.x, self.moments(self.x).mean.astype(np.float32))
         for suffix, x in (("", self.unit), ("_centred", centred)):
             whole = Moments.of(x, self.y, n_classes=self.target.n_classes, products=False)
             measures = _of_cosines if not suffix else geometry.class_cosines
@@ -210,7 +209,7 @@ class _Tap:
 
     def _neighbours(self) -> Iterator[dict[str, Any]]:
         rows = draw_rows(len(self.y), self.settings.subsample, self.settings.seed)
-        x, y = self.unit[rows], self.y[rows]
+        x, y = _unit(self.x[rows]), self.y[rows]
         params = {"subsample": len(rows)}
         orders = permute_rows(len(y), self.settings.permutations, seed=self.settings.seed, name="neighbours")
         search = geometry.Gallery.of(x)
@@ -257,21 +256,21 @@ class _Tap:
     def held_out(self, roles: Roles) -> Iterator[dict[str, Any]]:
         """Yield what is fitted on train and val and scored on test: nearest means, and NC3 and NC4."""
         fitting, test = roles.fitting, roles.test
-        x, truth = self.x[test].astype(np.float64), self.y[test]
-        own = Moments.of(self.x[fitting], self.y[fitting], n_classes=self.target.n_classes, products=False)
-        named = nearest_means(x, own)
+        x, known, truth = self.features.matrix(test), self.features.matrix(fitting), self.y[test]
+        own = Moments.of(known, self.y[fitting], n_classes=self.target.n_classes, products=False)
+        named = _nearest_means(x, own)
         stream = random_stream("test units", self.settings.seed)
         hits = (named == truth).astype(np.float64)
         low, high = bootstrap_means(hits[:, None], stream=stream)
         drawn = []
-        for order in permute_rows(
+        for order in each_order(
             len(fitting), self.settings.permutations, seed=self.settings.seed, name=f"means {self.name}"
         ):
             labels = self.y[fitting][order]
             other = Moments.of(
-                self.x[fitting], labels, n_classes=self.target.n_classes, products=False, shift=own.shift
+                known, labels, n_classes=self.target.n_classes, products=False, shift=own.shift
             )
-            drawn.append(float((nearest_means(x, other) == truth).mean()))
+            drawn.append(float((_nearest_means(x, other) == truth).mean()))
         found = Estimate(float(hits.mean()), float(low[0]), float(high[0]))
         units = {"n": len(test)}
         yield (
@@ -348,7 +347,21 @@ def _point(value: float, why_not: str = "not defined for these images and classe
     return Estimate(value, status="ok" if np.isfinite(value) else why_not)
 
 
-def _unit(x: NDArray[Any]) -> NDArray[np.float32]:
-    """Return rows of length 1; a row of zeros stays one."""
-    norms = np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
-    return np.asarray(x / np.where(norms > 0, norms, 1), np.float32)
+def _constant(x: NDArray[Any]) -> bool:
+    return all(bool((x[rows] == x[0]).all()) for rows in row_blocks(*x.shape))
+
+
+def _unit(x: NDArray[Any], mean: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    """Return rows, less a mean, of length 1; a row of zeros stays one."""
+    unit = empty_rows(x.shape, np.float32)
+    for rows in row_blocks(*x.shape):
+        block = x[rows] if mean is None else x[rows] - mean
+        norms = np.linalg.norm(block.astype(np.float64), axis=1, keepdims=True)
+        unit[rows] = block / np.where(norms > 0, norms, 1)
+    return unit
+
+
+def _nearest_means(x: NDArray[Any], moments: Moments) -> NDArray[np.int64]:
+    width = max(x.shape[1], moments.counts.size)
+    parts = row_blocks(len(x), width)
+    return np.concatenate([nearest_means(x[rows].astype(np.float64), moments) for rows in parts])

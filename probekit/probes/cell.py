@@ -13,6 +13,7 @@ from probekit.compute import one_thread
 from probekit.data.targets import Target
 from probekit.features.features import Features
 from probekit.files import safe_name
+from probekit.functional.rows import empty_rows, row_blocks
 from probekit.functional.standardise import principal_axes
 from probekit.probes.description_length import description_rows
 from probekit.probes.few_shot import few_shot_rows
@@ -111,14 +112,15 @@ def _reduced(data: TapData, width: int) -> TapData:
     train, val = data.choose.fit, data.choose.score
     mean, axes = principal_axes(train, width)
     stage = data.choose
-    test = data.features.matrix(data.roles.test)[:, stage.kept]
-    moved = ((test - stage.mean[stage.kept]) / stage.scale[stage.kept]).astype(np.float32)
-    projected = [(rows - mean) @ axes for rows in (train, val, moved)]
-    return TapData.of_matrices(data.features, data.roles, *(_single(one) for one in projected))
+    moved = stage.move(data.features.matrix(data.roles.test))
 
+    def project(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        projected = empty_rows((len(rows), width), np.float32)
+        for part in row_blocks(*rows.shape):
+            projected[part] = (rows[part] - mean) @ axes
+        return projected
 
-def _single(values: NDArray[Any]) -> NDArray[np.float32]:
-    return np.asarray(values, np.float32)
+    return TapData.of_matrices(data.features, data.roles, *(project(one) for one in (train, val, moved)))
 
 
 def _dead(name: str, target: Target, roles: Roles) -> Outcome:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probekit.functional.intervals import resampled_sums, t_interval
+from probekit.functional.rows import row_blocks
 from probekit.probes.controls import null_columns
 from probekit.probes.protocol import Protocol
 from probekit.seeds import random_stream
@@ -15,7 +16,7 @@ from probekit.seeds import random_stream
 
 def memorised_shares(
     features: NDArray[np.float32],
-    labellings: NDArray[np.int64],
+    labellings: NDArray[np.integer[Any]],
     weights: NDArray[np.float64],
     intercepts: NDArray[np.float64],
 ) -> NDArray[np.float64]:
@@ -27,12 +28,12 @@ def memorised_shares(
         weights: (B, D, C).
         intercepts: (B, C).
     """
-    # Probe by probe, because all logits together may be large.
-    given = [
-        (features @ w.astype(np.float32) + b).argmax(1) for w, b in zip(weights, intercepts, strict=True)
-    ]
-    shares = [(one == labels).mean() for one, labels in zip(given, labellings, strict=True)]
-    return np.array(shares, np.float64)
+    right = np.zeros(len(weights), np.int64)
+    for rows in row_blocks(len(features), max(weights.shape[1:])):
+        for place, (w, b) in enumerate(zip(weights, intercepts, strict=True)):
+            given = (features[rows] @ w.astype(np.float32) + b).argmax(1)
+            right[place] += (given == labellings[place, rows]).sum()
+    return right / len(features)
 
 
 def control_rows(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,12 +23,25 @@ def permute_rows(count: int, draws: int, *, seed: int, name: str) -> NDArray[np.
     Returns:
         (B, n) row numbers.
     """
+    orders = list(each_order(count, draws, seed=seed, name=name))
+    return np.stack(orders) if draws else np.empty((0, count), np.intp)
+
+
+def each_order(count: int, draws: int, *, seed: int, name: str) -> Iterator[NDArray[np.intp]]:
+    """Yield the orders of `permute_rows` one at a time: all of them may be large."""
     stream = random_stream(f"permuted {name}", seed)
-    return (
-        np.stack([stream.permutation(count) for _ in range(draws)])
-        if draws
-        else np.empty((0, count), np.intp)
-    )
+    for _ in range(draws):
+        yield stream.permutation(count)
+
+
+def with_permuted(labels: NDArray[np.int64], draws: int, *, seed: int, name: str) -> NDArray[np.integer[Any]]:
+    """Return (1 + B, n) labels, as they are and in the orders of `permute_rows`, no wider than they need."""
+    narrow = np.int16 if labels.max(initial=0) <= np.iinfo(np.int16).max else np.int64
+    rows = np.empty((1 + draws, len(labels)), narrow)
+    rows[0] = labels
+    for own, order in zip(rows[1:], each_order(len(labels), draws, seed=seed, name=name), strict=True):
+        own[:] = labels[order]
+    return rows
 
 
 def permute_within(groups: NDArray[np.int64], draws: int, *, seed: int, name: str) -> NDArray[np.intp]:

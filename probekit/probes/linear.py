@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from scipy.special import expit, softmax
 
 from probekit.data.targets import Target
+from probekit.functional.rows import empty_rows, row_blocks
 from probekit.functional.sigmoid_regression import fit_sigmoid
 from probekit.functional.softmax_regression import fit_softmax
 from probekit.probes.control_tasks import control_rows, memorised_shares
-from probekit.probes.controls import permute_rows
+from probekit.probes.controls import permute_rows, with_permuted
 from probekit.probes.protocol import Outcome, Protocol, TapData, choose_penalty
 from probekit.probes.racing import Race
 from probekit.probes.scoring import class_rows, label_rows, mean_average_precision
@@ -47,8 +48,20 @@ class LinearFit:
 
     def logits(self, rows: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return (n, C) logits of standardised rows."""
-        logits: NDArray[np.float64] = rows.astype(np.float64) @ self.weights + self.intercept
+        logits: NDArray[np.float64] = logits_of(rows, self.weights[None], self.intercept[None])[0]
         return logits
+
+
+def logits_of(
+    rows: NDArray[np.float32], weights: NDArray[np.float64], intercepts: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return (B, n, C) logits of standardised rows under (B, D, C) weights and (B, C) intercepts."""
+    logits = empty_rows((len(weights), len(rows), weights.shape[2]), np.float64)
+    for part in row_blocks(len(rows), max(rows.shape[1], weights.shape[2])):
+        block = rows[part].astype(np.float64)
+        for own, weight, intercept in zip(logits, weights, intercepts, strict=True):
+            own[part] = block @ weight + intercept
+    return logits
 
 
 def fit_classes(
@@ -77,21 +90,22 @@ def fit_classes(
 
     # The probe and the fits behind its null differ in labels alone, so that they are solved together.
     fitting = labels[roles.fitting]
-    orders = permute_rows(len(fitting), protocol.permutations, seed=protocol.seed, name=name)
+    labellings = with_permuted(fitting, protocol.permutations, seed=protocol.seed, name=name)
+    nulls = len(labellings) - 1
     together = fit_softmax(
         data.refit.fit,
-        np.concatenate([fitting[None], fitting[orders]]),
-        [choice.penalty] * (1 + len(orders)),
+        labellings,
+        [choice.penalty] * (1 + nulls),
         n_classes=target.n_classes,
-        gap=[protocol.gap] + [_null_gap(protocol, keep_null)] * len(orders),
+        gap=[protocol.gap] + [_null_gap(protocol, keep_null)] * nulls,
     )
-    final, null = together.at([0]), together.at(range(1, 1 + len(orders)))
+    final, null = together.at([0]), together.at(range(1, 1 + nulls))
     return LinearFit(
         final.weights[0],
         final.intercepts[0],
         _params(choice, penalties, final, data),
-        null.logits(data.refit.score),
-        memorised_shares(data.refit.fit, fitting[orders], null.weights, null.intercepts),
+        logits_of(data.refit.score, null.weights, null.intercepts),
+        memorised_shares(data.refit.fit, labellings[1:], null.weights, null.intercepts),
         **({"null_weights": null.weights, "null_intercepts": null.intercepts} if keep_null else {}),
     )
 
@@ -101,9 +115,7 @@ def probe_classes(data: TapData, name: str, target: Target, protocol: Protocol) 
     fit = fit_classes(data, target, protocol, name)
     test = target.values[data.roles.test]
     probabilities = softmax(fit.logits(data.refit.score), axis=1)
-    rows, images = class_rows(
-        probabilities, test, target.classes, softmax(fit.null_logits, axis=2), protocol, name
-    )
+    rows, images = class_rows(probabilities, test, target.classes, fit.null_logits, protocol, name)
     nulls = (fit.null_logits.argmax(axis=2) == test).mean(axis=1)
     rows += control_rows(images["accuracy"], nulls, fit.memorised, len(data.roles.fitting), protocol, name)
     for row in rows:
@@ -137,7 +149,7 @@ def fit_labels(
     fitting = labels[roles.fitting]
     final = fit_sigmoid(data.refit.fit, fitting, [choice.penalty], gap=protocol.gap)
     weights, intercepts = _null_of_labels(data, fitting, choice.penalty, protocol, name, keep_null)
-    null_logits = data.refit.score.astype(np.float64) @ weights + intercepts[:, None, :]
+    null_logits = logits_of(data.refit.score, weights, intercepts)
     return LinearFit(
         final.weights[0],
         final.intercepts[0],

@@ -13,6 +13,7 @@ from probekit.data.images import ImageSet
 from probekit.data.splits import hold_out
 from probekit.errors import DataError, InputError
 from probekit.features.features import Features
+from probekit.functional.rows import empty_rows, row_blocks
 from probekit.functional.standardise import standardisation
 
 # Half decades from 1e-5 to 10, in units of the objective: mean loss + ½·penalty·‖W‖².
@@ -128,13 +129,25 @@ class Stage:
     @classmethod
     def of(cls, fit: NDArray[np.float32], score: NDArray[np.float32]) -> Stage:
         """Standardise by ``fit``."""
-        mean, scale, kept = standardisation(fit)
+        by = standardisation(fit)
+        return cls(_moved(fit, *by), _moved(score, *by), *by)
 
-        def move(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-            # (x − μ)/σ in float64: features far from zero would lose their variance in float32.
-            return ((rows[:, kept] - mean[kept]) / scale[kept]).astype(np.float32)
+    def move(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Move and scale other rows of (n, D_raw) features alike."""
+        return _moved(rows, self.mean, self.scale, self.kept)
 
-        return cls(move(fit), move(score), mean, scale, kept)
+
+def _moved(
+    rows: NDArray[np.float32],
+    mean: NDArray[np.float64],
+    scale: NDArray[np.float64],
+    kept: NDArray[np.bool_],
+) -> NDArray[np.float32]:
+    moved = empty_rows((len(rows), int(kept.sum())), np.float32)
+    for part in row_blocks(*rows.shape):
+        # (x − μ)/σ in float64: features far from zero would lose their variance in float32.
+        moved[part] = (rows[part][:, kept] - mean[kept]) / scale[kept]
+    return moved
 
 
 @dataclass(frozen=True)
@@ -156,8 +169,9 @@ class TapData:
     @classmethod
     def of(cls, features: Features, roles: Roles) -> TapData:
         """Read the features of one tap and standardise them for both steps."""
-        train, val, test = (features.matrix(rows) for rows in (roles.train, roles.val, roles.test))
-        return cls.of_matrices(features, roles, train, val, test)
+        fitting, test = features.matrix(roles.fitting), features.matrix(roles.test)
+        train, val = fitting[: len(roles.train)], fitting[len(roles.train) :]
+        return cls(features, roles, Stage.of(train, val), Stage.of(fitting, test))
 
     @classmethod
     def of_matrices(
@@ -169,7 +183,9 @@ class TapData:
         test: NDArray[np.float32],
     ) -> TapData:
         """Standardise given matrices, such as features reduced to fewer dimensions."""
-        return cls(features, roles, Stage.of(train, val), Stage.of(np.concatenate([train, val]), test))
+        fitting = empty_rows((len(train) + len(val), train.shape[1]), np.float32)
+        fitting[: len(train)], fitting[len(train) :] = train, val
+        return cls(features, roles, Stage.of(train, val), Stage.of(fitting, test))
 
     @property
     def dead(self) -> bool:

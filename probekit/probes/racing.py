@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
+from probekit.functional.rows import row_blocks
 from probekit.functional.softmax_regression import SoftmaxPath
 
 # Relative gap at which penalties race: what is right on val then differs by a few images at most.
@@ -76,10 +77,15 @@ class Race:
         """Return (P, n) whether each val image is classified rightly, and (P, n) its cross-entropy."""
         keys = list(zip(path.penalties.tolist(), path.gap.tolist(), strict=True))
         new = [place for place, key in enumerate(keys) if key not in self._known]
-        rows = np.arange(len(self._truth))
-        for place, logits in zip(new, path.at(new).logits(self._features), strict=True):
-            of_truth = log_softmax(logits, axis=1)[rows, self._truth]
-            self._known[keys[place]] = logits.argmax(axis=1) == self._truth, -of_truth
+        for place in new:
+            self._known[keys[place]] = np.empty(len(self._truth), bool), np.empty(len(self._truth))
+        fits = path.at(new)
+        for rows in row_blocks(len(self._truth), max(path.weights.shape[1:])):
+            truth = self._truth[rows]
+            for place, logits in zip(new, fits.logits(self._features[rows]), strict=True):
+                right, loss = self._known[keys[place]]
+                right[rows] = logits.argmax(axis=1) == truth
+                loss[rows] = -log_softmax(logits, axis=1)[np.arange(len(truth)), truth]
         hits, losses = zip(*(self._known[key] for key in keys), strict=True)
         return np.stack(hits), np.stack(losses)
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
+from scipy.special import softmax, stdtrit
 
 from probekit.functional.calibration import BINS, confidence_bins
 from probekit.functional.intervals import bootstrap_statistic, resampled_sums
+from probekit.functional.rows import empty_rows
 from probekit.probes.controls import null_columns
 from probekit.probes.protocol import Protocol
 from probekit.seeds import random_stream
@@ -64,7 +65,7 @@ def class_rows(
     probabilities: FloatArray,
     truth: NDArray[np.int64],
     classes: Sequence[str],
-    nulls: NDArray[np.floating[Any]],
+    null_logits: NDArray[np.floating[Any]],
     protocol: Protocol,
     name: str,
 ) -> tuple[list[dict[str, Any]], dict[str, NDArray[Any]]]:
@@ -74,7 +75,7 @@ def class_rows(
         probabilities: (n, C).
         truth: (n,) class of each test image.
         classes: C names.
-        nulls: (B, n, C) probabilities of probes fitted to permuted labels.
+        null_logits: (B, n, C) logits of probes fitted to permuted labels.
         protocol: Shared settings.
         name: Target, which names the random stream.
 
@@ -84,7 +85,8 @@ def class_rows(
     """
     tallies = _tallies(probabilities, truth)
     drawn = resampled_sums(tallies, draws=protocol.bootstrap_draws, stream=_stream(name, protocol))
-    null_sums = np.array([_tallies(one, truth).sum(axis=0) for one in nulls]).reshape(-1, tallies.shape[1])
+    null_sums = np.array([_tallies(softmax(one, axis=1), truth).sum(axis=0) for one in null_logits])
+    null_sums = null_sums.reshape(-1, tallies.shape[1])
     value, resampled, null = (
         ClassScores.of(sums, len(classes)) for sums in (tallies.sum(axis=0)[None], drawn, null_sums)
     )
@@ -108,13 +110,18 @@ def class_rows(
 
 def _tallies(probabilities: NDArray[np.floating[Any]], truth: NDArray[np.int64]) -> FloatArray:
     """Return (n, 3 + 2C + bins) columns: 1, hit, bits, hit by class, 1 by class, hit − confidence by bin."""
-    one_hot = np.eye(probabilities.shape[1])[truth]
+    count, classes = probabilities.shape
+    columns = empty_rows((count, 3 + 2 * classes + BINS), np.float64)
+    columns[:] = 0
     confidence, hit, place = confidence_bins(probabilities, truth)
-    likely = probabilities[np.arange(len(truth)), truth].astype(np.float64)
-    bits = -np.log2(np.maximum(likely, LEAST_PROBABILITY))
-    gaps = np.eye(BINS)[place] * (hit - confidence)[:, None]
-    columns = [np.ones((len(truth), 1)), hit[:, None], bits[:, None], one_hot * hit[:, None], one_hot, gaps]
-    return np.concatenate(columns, axis=1)
+    rows = np.arange(count)
+    likely = probabilities[rows, truth].astype(np.float64)
+    columns[:, 0], columns[:, 1] = 1, hit
+    columns[:, 2] = -np.log2(np.maximum(likely, LEAST_PROBABILITY))
+    columns[rows, 3 + truth] = hit
+    columns[rows, 3 + classes + truth] = 1
+    columns[rows, 3 + 2 * classes + place] = hit - confidence
+    return columns
 
 
 def accuracy_row(metric: str, hits: FloatArray, protocol: Protocol, name: str) -> dict[str, Any]:

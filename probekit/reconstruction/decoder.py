@@ -24,7 +24,6 @@ from probekit.reconstruction.linear import (
     METRIC,
     Regions,
     random_projection,
-    standardised,
 )
 from probekit.reconstruction.pixels import band_columns, frequencies
 from probekit.reconstruction.upconvolution import SIDE, Budget, Decoder, Examples, Scale, train_decoder
@@ -324,8 +323,8 @@ class _Cell:
             yield made.astype(np.float64) - self.pixels[rows]
 
     def _made(self, decoder: Decoder, features: Array) -> Array:
-        projected = np.asarray(standardised(features, self.data.choose) @ self.directions, np.float32)
-        return decoder.predict(standardised(projected, self.narrow))
+        projected = np.asarray(self.data.choose.move(features) @ self.directions, np.float32)
+        return decoder.predict(self.narrow.move(projected))
 
 
 def _parts(rows: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:

@@ -163,7 +163,7 @@ class _Decoder:
     ) -> _Decoder:
         roles, stage = data.roles, data.choose
         projection = random_projection(stage.fit.shape[1], settings.width, settings.seed)
-        test = standardised(data.features.matrix(roles.test), stage)
+        test = stage.move(data.features.matrix(roles.test))
         parts = [np.asarray(rows @ projection, np.float32) for rows in (stage.fit, stage.score, test)]
         narrow = TapData.of_matrices(data.features, roles, *parts)
         penalties = np.array(sorted(settings.penalties, reverse=True))
@@ -233,8 +233,8 @@ class _Decoder:
 
     def predict(self, features: Array) -> NDArray[np.float64]:
         """Return (M, K) pixels of further images."""
-        projected = np.asarray(standardised(features, self.stage) @ self.projection, np.float32)
-        found = standardised(projected, self.final) @ self.weights + self.intercept
+        projected = np.asarray(self.stage.move(features) @ self.projection, np.float32)
+        found = self.final.move(projected) @ self.weights + self.intercept
         return from_frequencies(found)
 
     def region_rows(self, features: Array, regions: Regions) -> list[dict[str, Any]]:
@@ -295,9 +295,3 @@ def random_projection(count: int, width: int, seed: int) -> Array:
     """Return (D, width) Gaussian directions of about unit length, for D = ``count`` features."""
     stream = random_stream("projection of features", seed, count)
     return np.asarray(stream.standard_normal((count, width)) / np.sqrt(count), np.float32)
-
-
-def standardised(rows: Array, stage: Stage) -> Array:
-    """Return rows moved and scaled as those of the stage, without its constant columns."""
-    kept = stage.kept
-    return np.asarray((rows[:, kept] - stage.mean[kept]) / stage.scale[kept], np.float32)

@@ -17,6 +17,7 @@ from probekit.functional import (
     fit_sigmoid,
     fit_softmax,
     quasi_newton,
+    rows,
 )
 from probekit.functional.softmax_regression import ABSENT_LOGIT
 
@@ -391,7 +392,7 @@ def test_memory_mapped_features_give_the_same_answer(planted, tmp_path, monkeypa
     in_memory = fit_softmax(x.astype(np.float32), labels, penalties, n_classes=5, gap=1e-6)
     # Blocks of a few rows, coordinates in a file, float32 in use.
     monkeypatch.setattr(eigenbasis, "_BLOCK_BYTES", 8 * 40 * 100)
-    monkeypatch.setattr(eigenbasis, "_MEMORY_BYTES", 1)
+    monkeypatch.setattr(rows, "MEMORY_BYTES", 1)
     monkeypatch.setattr(certified_fit, "_SMALL", 1)
     mapped = fit_softmax(np.load(tmp_path / "x.npy", mmap_mode="r"), labels, penalties, n_classes=5, gap=1e-6)
     np.testing.assert_allclose(mapped.objective, in_memory.objective, rtol=2e-6)
