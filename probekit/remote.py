@@ -220,6 +220,7 @@ def _fetch_folder(place: Path, seal: bytes) -> None:
     """Bring a finished folder, which gets its name once all of it is here."""
     digests = _sealed_files(seal, place)
     unfinished = place.with_name(f".{place.name}.{os.getpid()}.fetched")
+    unfinished.mkdir(parents=True, exist_ok=True)
     try:
         for name, digest in digests.items():
             _download(place / name, digest, place, unfinished / name)

@@ -35,7 +35,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from probekit.errors import NonFiniteFeatures, StoreDamaged
+from probekit.errors import InputError, NonFiniteFeatures, StoreDamaged
 from probekit.features.features import Part, PartedRows
 from probekit.files import (
     append_line,
@@ -186,7 +186,10 @@ def _send_missing(folder: Path, there: Mapping[Path, int]) -> None:
 
 def _read_record(journal: Path) -> dict[str, Any] | None:
     """Return what a journal of object storage says of the part it is named after; None if it is damaged."""
-    lines = read_lines(journal)
+    try:
+        lines = read_lines(journal)
+    except InputError:
+        lines = []
     whole = len(lines) == 1 and {"part", "start", "rows", "bytes", "sha256"} <= set(lines[0])
     return lines[0] if whole and journal == _journal_of(journal.parent / lines[0]["part"]) else None
 
