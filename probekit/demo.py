@@ -65,7 +65,7 @@ def demo(
         random: Random draws of every architecture.
         penalties: Of probes, to choose from.
         device: Where it runs; the fastest there is by default.
-        store: Folder of what is kept.
+        store: Folder or URL of what is kept.
         jobs: Processes.
 
     Returns:

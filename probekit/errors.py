@@ -93,7 +93,7 @@ class NonFiniteFeatures(FeatureError):
 
 
 class StoreDamaged(FeatureError):
-    """A part, journal or manifest of a feature store is missing or altered."""
+    """A part, journal or manifest of a feature store, or an object of a remote one, is missing or altered."""
 
 
 class StoreTooBig(FeatureError):
@@ -102,6 +102,10 @@ class StoreTooBig(FeatureError):
 
 class FusionImpossible(FeatureError):
     """A forward pass cannot be traced, or cannot be rewritten without changing what it computes."""
+
+
+class RemoteUnreachable(ProbekitError):
+    """Object storage cannot be read or written as asked."""
 
 
 class TrainingDiverged(ProbekitError):

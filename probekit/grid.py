@@ -11,8 +11,10 @@ from typing import TypeVar
 from filelock import FileLock, Timeout
 from joblib import Parallel, delayed
 
+from probekit.compute import rank
 from probekit.files import check_folder, safe_name
 from probekit.progress import progress_bar
+from probekit.remote import share_folders
 
 Result = TypeVar("Result")
 log = logging.getLogger(__name__)
@@ -23,7 +25,9 @@ def alone_at(place: Path) -> Iterator[None]:
     """Hold a finished cell's place for one process of all that see the folder; the others wait.
 
     The lock is the system's: it ends with the process, however that ends. Where none is to be had, as on some
-    network file systems, a warning says so, and two processes may compute the same cell.
+    network file systems, a warning says so, and two processes may compute the same cell. So may two machines
+    whose store is on object storage: what another one has finished is brought before, and what is finished
+    here is sent after.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(place.with_name(f".{place.name}.lock"))
@@ -35,7 +39,9 @@ def alone_at(place: Path) -> Iterator[None]:
     except (NotImplementedError, OSError) as error:
         log.warning("No lock at %s: %s; another process may compute the same", place, error)
     try:
+        share_folders([place])
         yield
+        share_folders([place])
         if place.is_dir():
             # Whoever still waits for this file finds the cell finished, so nobody needs it any more.
             Path(lock.lock_file).unlink(missing_ok=True)
@@ -69,10 +75,14 @@ def run_cells(
         hold: Keeps other processes from a cell's folder while this one computes it.
 
     Raises:
-        InputError: If a finished cell is not as it was written.
+        InputError, StoreDamaged: If a finished cell is not as it was written.
+        RemoteUnreachable: If object storage cannot be read or written; what is finished is kept here.
     """
     results: dict[str, Result] = {}
     places = {name: folder / safe_name(name) if folder else None for name in cells}
+    # Processes of torchrun must agree on what is finished: they share it themselves.
+    if rank()[1] == 1:
+        share_folders([place for place in places.values() if place is not None])
     waiting = [name for name, place in places.items() if place is None or not place.is_dir()]
     with progress_bar(len(cells), label, "cell") as bar:
         bar.update(len(cells) - len(waiting))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,7 +31,9 @@ from probekit.figures import (
 )
 from probekit.figures.style import Prints
 from probekit.plan import Plan, check_settings
+from probekit.remote import address_of, fetch, listing, local_folder, send
 from probekit.reporting.page import write_page
+from probekit.results.storage import fetch_table, send_table
 from probekit.results.table import ResultTable
 
 if TYPE_CHECKING:
@@ -53,6 +56,7 @@ VERBS = {
     "diagnose": "probekit.finetuning.diagnosing:diagnose",
     "demo": "probekit.demo:demo",
 }
+PLAN = "plan.yaml"
 # What says where and how to run, not what: kept out of plans, so that a plan runs on any machine.
 PLACES = ("store", "device", "jobs")
 # What a verb is shrunk to by ``smoke``: seconds on two cores, enough to see that all of it works.
@@ -118,7 +122,7 @@ def execute(plan: Plan, out: str | Path | None, **places: Any) -> dict[str, Resu
 
     Args:
         plan: What to run.
-        out: Folder for the results; None writes nothing.
+        out: Folder for the results, or a URL of object storage; None writes nothing.
         **places: ``store``, ``device``, ``jobs``: where and how, which no result depends on.
 
     Returns:
@@ -138,21 +142,26 @@ def execute(plan: Plan, out: str | Path | None, **places: Any) -> dict[str, Resu
     if analysis is None:
         verb = find_verb(plan.verb)
         check_settings(verb, plan.settings, plan.verb)
-    folder = Path(out) if out is not None else None
+    folder = local_folder(out) if out is not None else None
     if folder is not None:
-        plan.write(folder / "plan.yaml")
+        plan.write(folder / PLAN)
+        send(folder / PLAN)  # an --out that cannot be written is known before the work
     if analysis is not None:
         tables: dict[str, ResultTable] = analysis.run(plan.having(**given))
     else:
         result = verb(**plan.settings, **given)
         tables = {plan.verb: result} if isinstance(result, ResultTable) else result
     if folder is not None and tables:
+        _bring_tables(folder)
         command = f"probekit run {plan.verb if analysis is not None else 'plan.yaml'}"
         for name, table in tables.items():
             told = ResultTable(table.frame, {**table.provenance, "command": command}, table.attachments)
             told.write(folder / "tables" / name)
         # The page shows what is on disk, so that `probekit report` gives the same page.
-        redraw(folder)
+        _draw_page(folder)
+        if address_of(folder):
+            for name in tables:
+                send_table(folder / "tables" / name)
     return tables
 
 
@@ -181,19 +190,45 @@ def draw(tables: Mapping[str, ResultTable]) -> dict[str, Figure]:
     return figures
 
 
-def redraw(folder: Path) -> Path:
+def redraw(out: str | Path) -> Path:
     """Draw figures and page again from the tables in a results folder; needs no weights and no images.
+
+    Args:
+        out: The folder, or a URL of object storage.
+
+    Returns:
+        Where the page is here.
 
     Raises:
         InputError: If there are no tables.
+        RemoteUnreachable: If object storage cannot be read or written.
     """
+    folder = local_folder(out)
+    fetch(folder / PLAN)
+    _bring_tables(folder)
+    return _draw_page(folder)
+
+
+def _bring_tables(folder: Path) -> None:
+    """Make a folder that stands for object storage hold the tables that are there now, and no others."""
+    if address_of(folder) is None:
+        return
+    there = {path.parent for path in listing(folder / "tables") if path.match("tables/*/provenance.json")}
+    for place in (folder / "tables").glob("*"):
+        if place not in there:
+            shutil.rmtree(place)
+    for place in sorted(there):
+        fetch_table(place)
+
+
+def _draw_page(folder: Path) -> Path:
     places = sorted(path.parent for path in (folder / "tables").glob("*/provenance.json"))
     if not places:
         raise InputError(
             f"tables under {folder / 'tables'}", "none", "Name the --out folder of an earlier run"
         )
     tables = {place.name: ResultTable.read(place) for place in places}
-    plan = Plan.read(folder / "plan.yaml") if (folder / "plan.yaml").exists() else Plan("results")
+    plan = Plan.read(folder / PLAN) if (folder / PLAN).exists() else Plan("results")
     question = None
     if plan.verb.endswith(".py") and Path(plan.verb).is_file():
         analysis = load_analysis(Path(plan.verb))
@@ -202,10 +237,12 @@ def redraw(folder: Path) -> Path:
     else:
         figures = draw(tables)
     prints = {name: Prints(figure) for name, figure in figures.items()}
-    save_figures(prints, folder / "figures")
+    drawn = save_figures(prints, folder / "figures")
     page = folder / "index.html"
     write_page(tables, prints, page, title=Path(plan.verb).stem, question=question)
-    log.info("page: %s", page)
+    for path in (*drawn, page):
+        send(path)
+    log.info("page: %s", address_of(page) or page)
     return page
 
 

@@ -13,6 +13,7 @@ from ladders.arms import ARCH
 from probekit import ResultTable, pretrain, probe
 from probekit.files import cache_folder, digest_bytes
 from probekit.functional.intervals import t_interval
+from probekit.remote import local_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -94,7 +95,7 @@ def _models(table: ResultTable, ending: str, store: str | Path | None) -> list[s
         ending: ``RUNG=ARCHITECTURE``.
         store: The store; None for the user's cache folder.
     """
-    folder = (Path(store) if store else cache_folder()) / "ladders"
+    folder = (local_folder(store) if store else cache_folder()) / "ladders"
     folder.mkdir(parents=True, exist_ok=True)
     words = []
     for key, content in table.attachments.items():

@@ -87,7 +87,7 @@ def attribute(
         precision: Of the forward passes that probes are fitted on; maps are made in float32.
         batch_size: Images a forward pass.
         device: Where backbones run; None chooses.
-        store: Folder that keeps features and finished cells; None takes the user's cache folder.
+        store: Folder or URL that keeps features and finished cells; None takes the user's cache folder.
         jobs: Parallel workers for the cells (one model, data set and tap each).
 
     Returns:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -75,7 +74,7 @@ def attribute(
         "precision": precision,
         "batch_size": batch_size,
     }
-    plan, place = options.build_plan("attribute", config, flags, changes), out or Path("runs/attribute")
+    plan, place = options.build_plan("attribute", config, flags, changes), out or "runs/attribute"
     run_plan(
         plan,
         place,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -63,5 +62,5 @@ def boxes(
         "seed": seed,
         "batch_size": batch_size,
     }
-    plan, place = options.build_plan("boxes", config, flags, changes), out or Path("runs/boxes")
+    plan, place = options.build_plan("boxes", config, flags, changes), out or "runs/boxes"
     run_plan(plan, place, smoke=smoke, dry_run=dry_run, store=store, device=device, jobs=jobs)

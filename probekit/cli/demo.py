@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from probekit.cli import options
 
 
@@ -26,5 +24,5 @@ def demo(
     from probekit.cli.run import run_plan
     from probekit.demo import PLAN
 
-    place, jobs = out or Path("runs/demo"), 1 if smoke else cpu_count()
+    place, jobs = out or "runs/demo", 1 if smoke else cpu_count()
     run_plan(PLAN, place, smoke=smoke, dry_run=dry_run, store=store, device=device, jobs=jobs)

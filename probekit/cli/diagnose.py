@@ -69,5 +69,5 @@ def diagnose(
         "fraction": fraction,
         "precision": precision,
     }
-    plan, place = options.build_plan("diagnose", config, flags, changes), out or Path("runs/diagnose")
+    plan, place = options.build_plan("diagnose", config, flags, changes), out or "runs/diagnose"
     run_plan(plan, place, smoke=smoke, dry_run=dry_run, store=store, device=device, jobs=jobs)

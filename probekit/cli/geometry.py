@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -62,7 +61,7 @@ def geometry(
         "precision": precision,
         "batch_size": batch_size,
     }
-    plan, place = options.build_plan("geometry", config, flags, changes), out or Path("runs/geometry")
+    plan, place = options.build_plan("geometry", config, flags, changes), out or "runs/geometry"
     run_plan(
         plan,
         place,

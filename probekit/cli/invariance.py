@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -65,7 +64,7 @@ def invariance(
         "precision": precision,
         "batch_size": batch_size,
     }
-    plan, place = options.build_plan("invariance", config, flags, changes), out or Path("runs/invariance")
+    plan, place = options.build_plan("invariance", config, flags, changes), out or "runs/invariance"
     run_plan(
         plan,
         place,

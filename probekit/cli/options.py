@@ -73,15 +73,20 @@ Taps = Annotated[
         "comma-separated; a readout follows a bar, as in layer3|max.",
     ),
 ]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for tables, figures, plan and page.")]
+Out = Annotated[
+    str | None, typer.Option("--out", "-o", help="Folder or URL for tables, figures, plan and page.")
+]
 Config = Annotated[Path | None, typer.Option(help="YAML file of settings; flags override it.")]
 Changes = Annotated[
     list[str] | None, typer.Option("--set", help="Change one setting, as key=value in YAML; repeat.")
 ]
 NoRandom = Annotated[bool, typer.Option("--no-random", help="Leave the controls out.")]
 Store = Annotated[
-    Path | None,
-    typer.Option(help="Folder that keeps features and finished cells [default: the user's cache]."),
+    str | None,
+    typer.Option(
+        help="Folder, or URL such as s3://bucket/store, that keeps features and finished cells "
+        "[default: the user's cache]."
+    ),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps [default: the best there is].")]
 Jobs = Annotated[int, typer.Option(min=1, help="Parallel workers for probes.")]

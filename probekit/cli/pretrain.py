@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -92,7 +91,7 @@ def pretrain(
         "weights": weights,
         "precision": precision,
     }
-    plan, place = options.build_plan("pretrain", config, flags, changes), out or Path("runs/pretrain")
+    plan, place = options.build_plan("pretrain", config, flags, changes), out or "runs/pretrain"
     run_plan(
         plan,
         place,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -65,9 +64,7 @@ def probe(
         "batch_size": batch_size,
     }
     plan = options.build_plan("probe", config, flags, changes)
-    run_plan(
-        plan, out or Path("runs/probe"), smoke=smoke, dry_run=dry_run, store=store, device=device, jobs=jobs
-    )
+    run_plan(plan, out or "runs/probe", smoke=smoke, dry_run=dry_run, store=store, device=device, jobs=jobs)
 
 
 def _numbers(text: str | None, kind: type[float] | type[int]) -> list[float] | None:

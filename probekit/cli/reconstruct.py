@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -95,7 +94,7 @@ def reconstruct(
         "precision": precision,
         "batch_size": batch_size,
     }
-    plan, place = options.build_plan("reconstruct", config, flags, changes), out or Path("runs/reconstruct")
+    plan, place = options.build_plan("reconstruct", config, flags, changes), out or "runs/reconstruct"
     run_plan(
         plan,
         place,

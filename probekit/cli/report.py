@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="The --out folder of an earlier run.")],
+    folder: Annotated[str, typer.Argument(help="The --out folder or URL of an earlier run.")],
 ) -> None:
     """Draw figures and page again from the tables of an earlier run; needs no weights and no images.
 
@@ -17,4 +16,5 @@ def report(
     """
     from probekit.running import redraw
 
-    typer.echo(f"page: {redraw(folder)}")
+    redraw(folder)
+    typer.echo(f"page: {folder.rstrip('/')}/index.html")

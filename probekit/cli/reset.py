@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -71,5 +70,5 @@ def reset(
         "fraction": fraction,
         "precision": precision,
     }
-    plan, place = options.build_plan("reset", config, flags, changes), out or Path("runs/reset")
+    plan, place = options.build_plan("reset", config, flags, changes), out or "runs/reset"
     run_plan(plan, place, smoke=smoke, dry_run=dry_run, store=store, device=device, jobs=jobs)

@@ -37,7 +37,7 @@ def run(
     run_plan(plan, place, smoke=smoke, dry_run=dry_run, store=store, device=device, jobs=jobs)
 
 
-def run_plan(plan: Plan, out: Path, *, smoke: bool, dry_run: bool, **places: Any) -> None:  # noqa: ANN401
+def run_plan(plan: Plan, out: str | Path, *, smoke: bool, dry_run: bool, **places: Any) -> None:  # noqa: ANN401
     """Run a plan, or say what it would do, and print where the results are."""
     from probekit.running import execute, foresee, shrink
 
@@ -49,7 +49,7 @@ def run_plan(plan: Plan, out: Path, *, smoke: bool, dry_run: bool, **places: Any
         return
     for table in execute(plan, out, **places).values():
         typer.echo(_headline(table))
-    typer.echo(f"page: {out / 'index.html'}")
+    typer.echo(f"page: {str(out).rstrip('/')}/index.html")
 
 
 def _headline(table: ResultTable) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -58,7 +57,7 @@ def similarity(
         "precision": precision,
         "batch_size": batch_size,
     }
-    plan, place = options.build_plan("similarity", config, flags, changes), out or Path("runs/similarity")
+    plan, place = options.build_plan("similarity", config, flags, changes), out or "runs/similarity"
     run_plan(
         plan,
         place,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from probekit.cli import options
 
 
@@ -49,5 +47,5 @@ def transfer(
         "fraction": fraction,
         "precision": precision,
     }
-    plan, place = options.build_plan("transfer", config, flags, changes), out or Path("runs/transfer")
+    plan, place = options.build_plan("transfer", config, flags, changes), out or "runs/transfer"
     run_plan(plan, place, smoke=smoke, dry_run=dry_run, store=store, device=device, jobs=jobs)

@@ -21,9 +21,10 @@ from probekit.errors import FeatureError, InputError, near_names
 from probekit.features.extraction import extract, open_model
 from probekit.features.features import Features
 from probekit.features.statistics import recalibrated
-from probekit.files import cache_folder, canonical_json, digest_json, making_folder, safe_name
+from probekit.files import canonical_json, digest_json, making_folder, safe_name
 from probekit.grid import run_cells
 from probekit.plan import live_reference
+from probekit.remote import store_folder
 from probekit.results.table import ResultTable
 from probekit.version import __version__
 
@@ -132,7 +133,7 @@ class Comparison:
 
         Raises:
             InputError: If this is one of several processes, or names clash.
-            ProbekitError: If a model or data set cannot be opened.
+            ProbekitError: If a model, data set or store cannot be opened.
         """
         began = time.monotonic()
         if rank() != (0, 1):
@@ -142,9 +143,9 @@ class Comparison:
                 f"Run `torchrun -m probekit extract`, then {analysis}",
             )
         entries = list_entries(models, random)
+        folder = store_folder(store)
         sets = [open_images(one) if isinstance(one, str) else one for one in each(data)]
         _check_names([images.name for images in sets], "data sets")
-        folder = Path(store) if store is not None else cache_folder()
         return cls(analysis, models, data, entries, sets, folder, began)
 
     def read(

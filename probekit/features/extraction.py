@@ -36,10 +36,12 @@ from probekit.features.statistics import RECALIBRATION_IMAGES, recalibrated
 from probekit.features.store import (
     CHUNK_BATCHES,
     FORMAT,
+    MANIFEST,
     PartWriter,
     TapFolder,
     open_store,
     read_facts,
+    refresh,
     store_place,
 )
 from probekit.features.streaming import (
@@ -50,8 +52,9 @@ from probekit.features.streaming import (
     read_batches,
     stream,
 )
-from probekit.files import cache_folder, digest_file, digest_json, file_identity, read_json, write_json
+from probekit.files import digest_file, digest_json, file_identity, read_json, write_json
 from probekit.progress import progress_bar
+from probekit.remote import fetch, send, store_folder
 from probekit.version import __version__
 
 if TYPE_CHECKING:
@@ -96,7 +99,7 @@ def extract(
         recalibrate: Re-estimate batch-norm statistics on the training split first, in a copy: what makes a
             random draw a fair control. Other images name those whose training split is taken, so that a
             selection or changed views of them are read with the same weights.
-        store: Folder that keeps features; None takes the user's cache folder.
+        store: Folder that keeps features, or a URL of object storage; None takes the user's cache folder.
         dtype: Storage type, ``float32`` or ``float16``.
         precision: ``float32``, or ``bfloat16`` for speed: then each tap's error, relative to float32 on the
             first batch, stands in its facts as ``relative_error``.
@@ -115,6 +118,7 @@ def extract(
     Raises:
         InputError, TapError, CheckpointError, DataError: If something asked for cannot be had.
         StoreTooBig: If the features would not fit on the disk.
+        RemoteUnreachable: If object storage cannot be read or written; what is finished is kept here.
         NonFiniteFeatures: If an image gives NaN, infinity or overflows the storage type.
     """
     if dtype not in STORED:
@@ -128,8 +132,8 @@ def extract(
     if engine not in ENGINES:
         raise InputError(f"an engine among {', '.join(ENGINES)}", repr(engine), "auto is the default")
     rank()  # refuses a wrong RANK before any work
+    folder = store_folder(store)
     images = open_images(data) if isinstance(data, str) else data
-    folder = Path(store) if store is not None else cache_folder()
     spec = parse_model(model) if isinstance(model, str) else model if isinstance(model, ModelSpec) else None
     training = recalibrate if isinstance(recalibrate, ImageSet) else images if recalibrate else None
     words = _request(spec, images, taps, training, (dtype, precision), folder) if spec is not None else None
@@ -145,6 +149,8 @@ def extract(
     known["taps"] = [{"tap": str(tap), **told_facts(backbone, tap)} for tap in resolved]
     if words is not None:
         write_json(_memo(folder, words), known)
+        send(_memo(folder, words))
+    refresh(place)  # what other processes have finished meanwhile
     return _open_all(folder, known, images)
 
 
@@ -271,7 +277,8 @@ def _decide(
     """Return the engine of the manifest, deciding on it and writing it down if there is none yet."""
     from probekit.features.trial import choose_path
 
-    manifest = store_place(folder, key) / "manifest.json"
+    manifest = store_place(folder, key) / MANIFEST
+    refresh(manifest.parent)
     if not manifest.exists():
         path, device = wanted.engine, trial.backbone.device
         if path == "auto":
@@ -404,7 +411,7 @@ def open_model(model: str | ModelSpec | Backbone, device: str | None) -> Backbon
 def _open_all(folder: Path, known: Mapping[str, Any], images: ImageSet) -> dict[str, Features]:
     """Open the features of a request; taps whose parts are not all there are left out."""
     place = folder / "features" / known["place"]
-    manifest = read_facts(place / "manifest.json")
+    manifest = read_facts(place / MANIFEST)
     opened = {}
     for facts in known["taps"]:
         tap = facts["tap"]
@@ -486,10 +493,12 @@ def _memo(folder: Path, words: Mapping[str, Any]) -> Path:
 def _recall(folder: Path, words: Mapping[str, Any], images: ImageSet) -> dict[str, Features] | None:
     """Return the features of a request made before, if all of them are still there."""
     memo = _memo(folder, words)
-    if not memo.exists():
+    if not memo.exists() and not fetch(memo):
         return None
     known = read_json(memo)
-    if not (folder / "features" / known["place"] / "manifest.json").exists():
+    place = folder / "features" / known["place"]
+    refresh(place)
+    if not (place / MANIFEST).exists():
         return None
     found = _open_all(folder, known, images)
     return found if len(found) == len(known["taps"]) else None

@@ -16,6 +16,7 @@ from probekit.data.targets import Target
 from probekit.errors import FeatureError, StoreDamaged
 from probekit.files import digest_file, replacing
 from probekit.functional.rows import empty_rows
+from probekit.remote import fetch_whole
 
 # Status of a tap that no measure can be taken of.
 DEAD = "dead at initialisation: every feature is constant"
@@ -41,7 +42,7 @@ class Part:
 class PartedRows:
     """Rows of one tap over several files, memory-mapped; behaves like a read-only array along its first axis.
 
-    Each part is compared with its checksum when it is first touched.
+    Each part is compared with its checksum when it is first touched; from object storage it is brought then.
     """
 
     def __init__(self, parts: Sequence[Part], shape: tuple[int, ...], dtype: str) -> None:
@@ -62,6 +63,8 @@ class PartedRows:
         if number not in self._opened:
             part = self.parts[number]
             advice = "Delete the folder of this tap and run again"
+            if part.sha256 is not None:
+                fetch_whole(part.path, part.sha256, part.path.parent)
             if not part.path.is_file():
                 raise StoreDamaged(f"the part {part.path}", "no such file", advice)
             if part.sha256 is not None and digest_file(part.path) != part.sha256:

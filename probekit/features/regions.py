@@ -24,6 +24,7 @@ from probekit.features.features import Features
 from probekit.features.streaming import divide, pixel_batches, prepared
 from probekit.files import digest_json, replacing, safe_name
 from probekit.progress import progress_bar
+from probekit.remote import fetch, send
 from probekit.taps.facts import layer_facts
 from probekit.taps.layers import resolve_taps, tap_facts
 from probekit.taps.readout import MAPS, Layout, map_size
@@ -107,7 +108,7 @@ def read_regions(
     key = digest_json([FORMAT, key_facts(backbone, images), proposals.digest, grid])[:32]
     paths = {tap: store / "regions" / key / f"{safe_name(tap.place)}.npy" for tap in taps}
     shapes = {tap: (len(proposals), _channels(backbone, tap) * grid**2) for tap in taps}
-    missing = [tap for tap in taps if not paths[tap].is_file()]
+    missing = [tap for tap in taps if not paths[tap].is_file() and not fetch(paths[tap])]
     if missing:
         _check_room([shapes[tap] for tap in missing], store)
         boxes = proposals.in_input(backbone.preprocessing).astype(np.float32)
@@ -120,6 +121,8 @@ def read_regions(
                         "Look at the images, or load the backbone with its own mean and std",
                     )  # fmt: skip
                 files[tap].write(pooled.tobytes())
+        for tap in missing:
+            send(paths[tap])
     readout = f"roi({grid})"
     known = {"key": key, "weights": backbone.weights, "model": model_facts(backbone)}
     return {

@@ -14,12 +14,17 @@ later obeys them. No time, host or process number stands in any of these files.
 Several processes fill one store without talking to each other: rows are divided into chunks of
 ``CHUNK_BATCHES`` batches, every tap's parts divide a chunk, and a rank takes every so many-th chunk. Whoever
 comes first writes manifest and tap files; the others obey.
+
+On object storage nothing can be appended: there each part has a journal of its own, sent after the part as
+``journal-part-00000.jsonl``. The folder here is a cache of it: ``refresh`` makes the two agree, but for
+parts, which are brought when they are read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,20 +35,24 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from probekit.errors import NonFiniteFeatures, StoreDamaged
+from probekit.errors import InputError, NonFiniteFeatures, StoreDamaged
 from probekit.features.features import Part, PartedRows
 from probekit.files import (
     append_line,
     canonical_json,
+    digest_file,
     digest_json,
     read_json,
     read_lines,
     replacing,
     safe_name,
     write_json_once,
+    write_text,
 )
+from probekit.remote import address_of, fetch, fetch_small, listing, send, settle
 
 FORMAT = 2
+MANIFEST, INDEX, TAP = "manifest.json", "index.parquet", "tap.json"
 # A chunk is what a rank takes, and what an interruption costs at most.
 CHUNK_BATCHES = 16
 # Parts of wide taps are shorter than a chunk.
@@ -85,6 +94,7 @@ def _write_facts(path: Path, facts: Mapping[str, Any]) -> None:
     """Write a manifest or tap file with its digest, unless another process was there first."""
     whole = {"format": FORMAT, **facts}
     write_json_once(path, {**whole, "digest": digest_json(whole)})
+    settle(path)
 
 
 def open_store(
@@ -102,14 +112,15 @@ def open_store(
         StoreDamaged: If the directory holds features of something else.
     """
     place = store_place(folder, key_facts)
-    manifest = place / "manifest.json"
+    manifest = place / MANIFEST
     if manifest.exists():
         if read_facts(manifest)["key"] != dict(key_facts):
             raise StoreDamaged(f"the key of {place.name} in {manifest}", "another key", "Delete this folder")
         return place
     place.mkdir(parents=True, exist_ok=True)
-    with replacing(place / "index.parquet") as temporary:
+    with replacing(place / INDEX) as temporary:
         index.to_parquet(temporary)
+    send(place / INDEX)
     # Last, so that a manifest is proof that the index is whole.
     _write_facts(manifest, {"key": dict(key_facts), "engine": dict(engine), "rows": len(index)})
     return place
@@ -118,6 +129,74 @@ def open_store(
 def store_place(folder: Path, key_facts: Mapping[str, Any]) -> Path:
     """Return where the features of one key lie."""
     return folder / "features" / digest_json(dict(key_facts))[:24]
+
+
+def refresh(place: Path) -> None:
+    """Make the folder of one key agree with its objects, where it stands for some.
+
+    Facts and journals are brought; parts that were finished here but never got there are sent; what was begun
+    here under another manifest, or deleted there, is forgotten.
+
+    Raises:
+        RemoteUnreachable: If objects cannot be read or written.
+    """
+    if address_of(place) is None:
+        return
+    there, manifest = listing(place), place / MANIFEST
+    if manifest in there:
+        begun = manifest.read_bytes() if manifest.exists() else None
+        fetch(manifest)
+        if begun is not None and begun != manifest.read_bytes():
+            shutil.rmtree(place)
+            fetch(manifest)
+    elif manifest.exists():
+        send(place / INDEX)
+        settle(manifest)
+    facts = [path for path in there if path.name == TAP]
+    journals = [path for path in there if path.match("journal-*.jsonl") and not path.exists()]
+    fetch_small(facts + journals)
+    for path in sorted(place.glob(f"*/{TAP}")):
+        if path not in there:
+            settle(path)
+        _send_missing(path.parent, there)
+
+
+def _send_missing(folder: Path, there: Mapping[Path, int]) -> None:
+    """Send finished parts of a tap that are not there, and forget those that are nowhere."""
+    for journal in sorted(folder.glob("journal-*.jsonl")):
+        record = _read_record(journal)
+        if record is None and journal in there:
+            journal.unlink()  # else it would be read again once the object is deleted
+            raise StoreDamaged(
+                f"the record of a part in {address_of(journal)}",
+                "something else",
+                f"Delete {address_of(folder)} there and run again",
+            )
+        part = folder / (record["part"] if record else "")
+        arrived = record is not None and there.get(part) == record["bytes"]
+        if arrived and journal in there:
+            continue
+        if record is not None and part.is_file() and digest_file(part) == record["sha256"]:
+            if not arrived:
+                send(part)
+            send(journal)
+        elif journal not in there:
+            journal.unlink()
+
+
+def _read_record(journal: Path) -> dict[str, Any] | None:
+    """Return what a journal of object storage says of the part it is named after; None if it is damaged."""
+    try:
+        lines = read_lines(journal)
+    except InputError:
+        lines = []
+    whole = len(lines) == 1 and {"part", "start", "rows", "bytes", "sha256"} <= set(lines[0])
+    return lines[0] if whole and journal == _journal_of(journal.parent / lines[0]["part"]) else None
+
+
+def _journal_of(part: Path) -> Path:
+    """Return where the journal of a part lies on object storage, beside it."""
+    return part.with_name(f"journal-{part.stem}.jsonl")
 
 
 @dataclass(frozen=True)
@@ -138,7 +217,7 @@ class TapFolder:
             facts: ``tap``, ``axes``, ``shape`` (per image), ``dtype`` and whatever tables need.
             batch_size: Parts hold whole batches, so that a resumed run replays the same ones.
         """
-        path = self.path / "tap.json"
+        path = self.path / TAP
         if not path.exists():
             row_bytes = int(np.prod(facts["shape"], dtype=np.int64)) * np.dtype(facts["dtype"]).itemsize
             rows = _part_rows(row_bytes, batch_size)
@@ -147,7 +226,7 @@ class TapFolder:
 
     def facts(self) -> dict[str, Any] | None:
         """Return the tap's facts, or None if nothing was declared yet."""
-        path = self.path / "tap.json"
+        path = self.path / TAP
         return read_facts(path) if path.exists() else None
 
     def parts(self) -> list[Part]:
@@ -164,10 +243,11 @@ class TapFolder:
                     raise StoreDamaged(
                         f"one line for row {line['start']} in {journal}", "two", "Delete this folder"
                     )
-        parts = []
+        # On object storage a journal is proof of its part, which may never have been here.
+        remote, parts = address_of(self.path) is not None, []
         for start, line in sorted(by_start.items()):
             path = self.path / line["part"]
-            if path.is_file() and path.stat().st_size == line["bytes"]:
+            if remote or (path.is_file() and path.stat().st_size == line["bytes"]):
                 parts.append(Part(path, start, line["rows"], line["sha256"]))
         return parts
 
@@ -175,10 +255,10 @@ class TapFolder:
         """Return the finished parts by their first row.
 
         The last part of all is read back and compared with its checksum, because a machine that went down may
-        have lost the end of what it wrote.
+        have lost the end of what it wrote. What was sent was whole.
         """
         parts = self.parts()
-        if parts:
+        if parts and address_of(self.path) is None:
             PartedRows(parts, (0,), "float32").part(len(parts) - 1)
         return {part.start: part for part in parts}
 
@@ -207,7 +287,7 @@ class PartWriter:
     def __init__(self, folder: TapFolder, total: int, rank: int = 0) -> None:
         facts = folder.facts()
         if facts is None:
-            raise StoreDamaged(f"{folder.path / 'tap.json'}", "no such file", "Run the extraction again")
+            raise StoreDamaged(f"{folder.path / TAP}", "no such file", "Run the extraction again")
         self.folder, self.total = folder, total
         self.shape, self.dtype = tuple(facts["shape"]), np.dtype(facts["dtype"])
         self.part_rows: int = facts["part_rows"]
@@ -278,17 +358,28 @@ class PartWriter:
         self._file.close()
         self._file = None
         self._temporary.replace(self.folder.path / self._name)
-        append_line(
-            self._journal,
+        self._enter(
             {
                 "part": self._name,
                 "start": self._start,
                 "rows": self._end - self._start,
                 "bytes": size,
                 "sha256": self._hasher.hexdigest(),
-            },
+            }
         )
         self._finished.add(self._start)
+
+    def _enter(self, record: Mapping[str, Any]) -> None:
+        """Write down that a part is finished; on object storage, after it was sent."""
+        part = self.folder.path / self._name
+        if address_of(part) is None:
+            append_line(self._journal, record)
+            return
+        # Whole here before anything is sent: what cannot be sent now is sent by the next run.
+        journal = _journal_of(part)
+        write_text(journal, canonical_json(dict(record)) + "\n")
+        send(part)
+        send(journal)
 
     def __enter__(self) -> PartWriter:
         return self

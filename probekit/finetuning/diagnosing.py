@@ -17,6 +17,7 @@ from probekit.features.comparison import each, reference, stored_settings
 from probekit.files import digest_file, safe_name
 from probekit.finetuning.sweep import RATES, Models, fold_warnings, given_words, joined, open_trainings
 from probekit.functional.detection import IntArray, Marks
+from probekit.remote import store_folder
 from probekit.results.table import ResultTable
 from probekit.tasks.choosing import find_task
 from probekit.tasks.detection import Detection
@@ -87,7 +88,7 @@ def diagnose(
         precision: ``float32`` or ``bfloat16``.
         seed: Of the first trial, of folds, of groups of images and of nulls.
         device: Where it runs.
-        store: Folder that keeps finished trainings.
+        store: Folder or URL that keeps finished trainings; None takes the user's cache.
         jobs: Parallel workers.
 
     Returns:
@@ -110,6 +111,7 @@ def diagnose(
     if permutations < 0:
         raise InputError("permutations of at least 0", str(permutations), "20 is the default")
     began = time.monotonic()
+    folder = store_folder(store)
     images = open_images(data) if isinstance(data, str) else data
     learnt = find_task(task, images, target)
     if not isinstance(learnt, Detection):
@@ -122,7 +124,7 @@ def diagnose(
     from probekit.finetuning.rows import grid_facts
 
     models = [] if models is None else models
-    grids_of = open_trainings(models, arms, images, settings, store, device)
+    grids_of = open_trainings(models, arms, images, settings, folder, device)
     for grid in (grid for grids in grids_of for grid in grids):
         grid.run(jobs)
     rows: list[Row] = []

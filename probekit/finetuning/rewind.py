@@ -14,6 +14,7 @@ from probekit.backbones.reset import random_control, reset
 from probekit.finetuning.cell import Data, Finetuning, answers_to, build, weights_file
 from probekit.finetuning.curves import Group, training_batches
 from probekit.finetuning.network import Headed, Tuned
+from probekit.remote import share_folders
 
 # Shares of the steps whose weights blocks are put back to.
 REWOUND = (0.1, 0.5)
@@ -92,6 +93,7 @@ def _finetuned(
 
 def load_kept(backbone: Backbone, data: Data, one: Finetuning, folder: Path, step: int) -> Headed:
     """Return the network of a training after a step whose weights were kept."""
+    share_folders([folder])  # a worker elsewhere may not have it yet
     learner, _ = build(backbone, data, one)
     learner.load_state_dict(
         torch.load(weights_file(folder, step), map_location=backbone.device, weights_only=True)

@@ -14,8 +14,9 @@ from probekit.data.images import ImageSet
 from probekit.data.readers import open_images
 from probekit.errors import InputError
 from probekit.features.comparison import data_facts, each, list_entries, reference, stored_settings
-from probekit.files import cache_folder, digest_json
+from probekit.files import digest_json
 from probekit.finetuning.folds import fold_images
+from probekit.remote import store_folder
 from probekit.results.schema import rows_to_frame
 from probekit.results.table import ResultTable
 from probekit.version import __version__
@@ -89,7 +90,7 @@ def transfer(
             machine goes on where one stopped. Not of detection, and not those that curves go on from: a table
             holds no detections and no weights.
         device: Where it runs; None takes the best there is.
-        store: Folder that keeps finished trainings; None takes the user's cache.
+        store: Folder or URL that keeps finished trainings; None takes the user's cache.
         jobs: Parallel workers.
 
     Returns:
@@ -180,7 +181,7 @@ def reset_curves(
             machine goes on where one stopped. Not of detection, and not those that curves go on from: a table
             holds no detections and no weights.
         device: Where it runs; None takes the best there is.
-        store: Folder that keeps finished trainings; None takes the user's cache.
+        store: Folder or URL that keeps finished trainings; None takes the user's cache.
         jobs: Parallel workers.
 
     Returns:
@@ -203,7 +204,7 @@ def open_trainings(
     arms: Mapping[str, Models] | None,
     images: ImageSet,
     settings: Mapping[str, Any],
-    store: str | Path | None,
+    folder: Path,
     device: str | None,
     finished: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[list[Grid]]:
@@ -214,7 +215,7 @@ def open_trainings(
         arms: As of ``transfer``.
         images: The data set.
         settings: As those of ``reset_curves``.
-        store: As of ``transfer``.
+        folder: The store.
         device: As of ``transfer``.
         finished: Key → what a training came to on another machine.
 
@@ -224,7 +225,6 @@ def open_trainings(
     from probekit.finetuning.cells import Grid
 
     members = _members(models, arms or {})
-    folder = Path(store) if store is not None else cache_folder()
     _check(settings, arms or {})
     divided = fold_images(images, settings["folds"], settings["seed"])
     numbers = range(len(divided)) if settings["folds"] else [None]
@@ -308,9 +308,10 @@ def _run(
     from probekit.finetuning.rows import grid_attachments, grid_facts, state_rows
 
     began = time.monotonic()
+    folder = store_folder(store)
     images = open_images(data) if isinstance(data, str) else data
     known = _finished(settings.pop("finished"))
-    grids_of = open_trainings(models, arms, images, settings, store, device, known)
+    grids_of = open_trainings(models, arms, images, settings, folder, device, known)
     for grid in (grid for grids in grids_of for grid in grids):
         grid.run(jobs)
     return joined(

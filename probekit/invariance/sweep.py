@@ -70,7 +70,7 @@ def measure_invariance(
         precision: Of the forward passes.
         batch_size: Images a forward pass.
         device: Where backbones run; None chooses.
-        store: Folder that keeps features and finished cells; None takes the user's cache folder.
+        store: Folder or URL that keeps features and finished cells; None takes the user's cache folder.
         jobs: Parallel workers for the cells (one model, data set and tap each).
 
     Returns:

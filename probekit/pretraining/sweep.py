@@ -86,7 +86,7 @@ def pretrain(
             30 % of the steps.
         precision: ``float32``, or ``bfloat16`` for forward passes.
         device: Where to train; None chooses.
-        store: Folder of snapshots and finished trainings; None takes the user's cache folder.
+        store: Folder or URL of finished trainings; None takes the user's cache folder.
         jobs: Trainings at a time, each with its share of the processor's cores.
 
     Returns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -24,11 +25,12 @@ from probekit.data.splits import hold_out
 from probekit.data.transforms import Preprocessing
 from probekit.errors import InputError
 from probekit.features.comparison import each, find_class_target
-from probekit.files import cache_folder, check_folder, digest_json, finish_folder, read_json, write_json
+from probekit.files import check_folder, digest_json, finish_folder, read_json, write_json
 from probekit.grid import alone_at, run_cells
 from probekit.pretraining.arms import Arm, Setup, find_arm
 from probekit.pretraining.batches import TwoViews, check_batch, training_pixels
 from probekit.pretraining.cell import FINAL, Held, Training, seconds_a_step, train_arm
+from probekit.remote import address_of, fetch, send, share_folders, store_folder
 from probekit.training.augmentation import parse_augmentation
 from probekit.training.loop import PRECISIONS
 from probekit.training.optimisers import Optimisation
@@ -105,6 +107,8 @@ class Plan:
         for name, known in (("budget", BUDGETS), ("weights", WEIGHTS), ("precision", PRECISIONS)):
             if settings[name] not in known:
                 raise InputError(f"{name} among {', '.join(known)}", repr(settings[name]), "Choose one")
+        folder = store_folder(store)
+        _check_machines(folder)
         images = open_images(data) if isinstance(data, str) else data
         plan = cls(
             settings,
@@ -112,7 +116,7 @@ class Plan:
             find_class_target(images, settings["target"]),
             arms,
             seeds,
-            Path(store) if store is not None else cache_folder(),
+            folder,
             choose_device(device),
             load_backbone(settings["arch"], "random").preprocessing,
             *_divide(images),
@@ -252,6 +256,10 @@ class Plan:
 
         Each trains in a folder beside, which takes its name once all is there.
         """
+        # All processes of torchrun must find the same finished.
+        if rank()[0] == 0:
+            share_folders([one.folder for one in trainings])
+        _wait_for_all()
         waiting = [one for one in trainings if not one.folder.is_dir()]
         if not waiting:
             return {one.key: _read_finished(one.folder) for one in trainings}
@@ -298,12 +306,13 @@ class Plan:
         words = ("arch", "batch_size", "groups", "queue", "precision", "augmentation")
         key = digest_json([CELL_FORMAT, __version__, *(self.settings[word] for word in words)])
         place = self.folder / "pretraining" / f"seconds-{key[:16]}-{self.device.type}.json"
-        known: dict[str, float] = read_json(place) if place.exists() else {}
+        known: dict[str, float] = read_json(place) if place.exists() or fetch(place) else {}
         missing = [one for one in self.timed_arms() if one.name not in known]
         if missing:
             known |= self.measure_seconds(missing)
             if rank()[0] == 0:
                 write_json(place, known)
+                send(place)
             _wait_for_all()
         return known
 
@@ -333,6 +342,17 @@ def join_processes(device: torch.device) -> None:
     """Join the processes that torchrun started, where it did."""
     if rank()[1] > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def _check_machines(folder: Path) -> None:
+    """Refuse processes on several machines whose snapshots could not be seen by all of them."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", rank()[1]))
+    if address_of(folder) and here < rank()[1]:
+        raise InputError(
+            "a folder that all machines see as --store, where one training runs on several",
+            str(address_of(folder)),
+            "Name one, or train on one machine",
+        )
 
 
 def _train(

@@ -34,6 +34,7 @@ from probekit.reconstruction.priors import (
     network_side,
     rows_of,
 )
+from probekit.remote import is_url
 from probekit.results.schema import OK
 
 if TYPE_CHECKING:
@@ -222,6 +223,8 @@ def invert(
     place = backbone.to(choose_device(device))
     resolved = resolve_raw(place, tap)
     keep_freed_memory()
+    if store is not None and is_url(store):
+        raise InputError("a folder for snapshots", repr(store), "Name one on this machine")
     folder = Path(store) if store is not None else None
     with one_thread() if place.device.type == "cpu" else nullcontext():
         prepared = place.prepare(torch.from_numpy(np.ascontiguousarray(pixels)).to(place.device))

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from probekit.errors import InputError, SchemaMismatch, near_names
 from probekit.files import digest_file, read_json, replacing, write_json
+from probekit.remote import address_of, fetch, fetch_whole, send
 from probekit.results.fitted import read_arrays, write_arrays
 from probekit.results.schema import SCHEMA_VERSION, validate
 
@@ -27,13 +28,17 @@ _RESERVED = ("schema_version", "files")
 
 
 class StoredAttachments(Mapping[str, Any]):
-    """The attachments of a written table: each is read, and its digest checked, at every access."""
+    """The attachments of a written table: each is read, and its digest checked, at every access.
+
+    Those of a table on object storage are brought then.
+    """
 
     def __init__(self, folder: Path, digests: Mapping[str, str]) -> None:
         self._folder, self._digests = folder, dict(digests)
 
     def __getitem__(self, key: str) -> Any:  # noqa: ANN401 - whatever its suffix stands for
         path = self._folder / key
+        fetch_whole(path, self._digests[key], self._folder)
         check_digest(path, self._digests[key])
         return _READERS[PurePosixPath(key).suffix](path)
 
@@ -91,6 +96,33 @@ def read_folder(folder: Path) -> tuple[pd.DataFrame, dict[str, Any], StoredAttac
         check_key(key)
     provenance = {key: value for key, value in stored.items() if key not in _RESERVED}
     return validate(frame), provenance, StoredAttachments(folder, attachments)
+
+
+def send_table(folder: Path) -> None:
+    """Send what ``write_folder`` wrote to the object storage that its folder stands for, provenance last.
+
+    Raises:
+        RemoteUnreachable: If something cannot be sent; the table stays here.
+    """
+    for name in _read_provenance(folder)["files"]:
+        send(folder / name)
+    send(folder / PROVENANCE)
+
+
+def fetch_table(folder: Path) -> None:
+    """Bring a table from the object storage that its folder stands for; attachments when they are asked for.
+
+    Raises:
+        InputError: If there is none.
+        StoreDamaged: If it is not as it was written.
+        RemoteUnreachable: If it cannot be fetched.
+    """
+    if not fetch(folder / PROVENANCE):
+        there = address_of(folder)
+        raise InputError(
+            f"a written result table with {there}/{PROVENANCE}", "none", "Name the folder that holds it"
+        )
+    fetch_whole(folder / TABLE, _read_provenance(folder)["files"][TABLE], folder)
 
 
 def check_key(key: str) -> None:

@@ -11,11 +11,12 @@ import pandas as pd
 
 from probekit.errors import InputError, near_names
 from probekit.files import replacing, safe_name
+from probekit.remote import is_url, local_folder
 from probekit.results import comparing, merging, presentation
 from probekit.results.choosing import best_rows
 from probekit.results.fitted import Probe
 from probekit.results.schema import SCHEMA, conform, rows_to_frame
-from probekit.results.storage import FORMAT, read_folder, write_folder
+from probekit.results.storage import FORMAT, fetch_table, read_folder, send_table, write_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -313,20 +314,34 @@ class ResultTable:
 
         Each file is replaced as a whole; ``provenance.json`` holds the digests of all others.
 
+        Args:
+            folder: A path, or a URL of object storage.
+
         Raises:
             InputError: If an attachment's name or value does not fit its suffix.
+            RemoteUnreachable: If object storage cannot be written.
         """
-        write_folder(Path(folder), self.frame, self.provenance, self.attachments)
+        place = local_folder(folder)
+        write_folder(place, self.frame, self.provenance, self.attachments)
+        if is_url(folder):
+            send_table(place)
 
     @classmethod
     def read(cls, folder: str | Path) -> ResultTable:
         """Read a written table; attachments are read, and checked, only when asked for.
 
+        Args:
+            folder: A path, or a URL of object storage.
+
         Raises:
-            InputError: If a file is missing or not what was written.
+            InputError, StoreDamaged: If a file is missing or not what was written.
             SchemaMismatch: If it was written in another format.
+            RemoteUnreachable: If object storage cannot be read.
         """
-        return cls(*read_folder(Path(folder)))
+        place = local_folder(folder)
+        if is_url(folder):
+            fetch_table(place)
+        return cls(*read_folder(place))
 
     def _names(self, column: str) -> list[str]:
         return [str(name) for name in self.frame[column].unique() if name != ""]
