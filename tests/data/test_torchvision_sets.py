@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import inspect
 import pickle
 import struct
 
@@ -48,6 +49,8 @@ def test_arrays_of_both_splits(fashion):
 
 
 def test_files_are_decoded_by_our_rules(tmp_path):
+    if "loader" not in inspect.signature(torchvision.datasets.DTD.__init__).parameters:
+        pytest.skip("this version of torchvision decodes them itself")
     base = tmp_path / "dtd" / "dtd"
     for kind in ("banded", "dotted"):
         (base / "images" / kind).mkdir(parents=True)

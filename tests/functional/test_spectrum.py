@@ -61,7 +61,7 @@ def test_two_nearest_neighbours_against_a_line_through_sorted_ratios(d: int):
     logs = np.log(np.sort(distances[:, 2] / distances[:, 1])[:1350])
     heights = -np.log(1 - np.arange(1350) / 1500)
     found = two_nearest_dimension(x)
-    assert found == pytest.approx(np.linalg.lstsq(logs[:, None], heights)[0][0], rel=1e-6)
+    assert found == pytest.approx(np.linalg.lstsq(logs[:, None], heights, rcond=None)[0][0], rel=1e-6)
     assert found == pytest.approx(d, rel=0.15)
 
 
