@@ -197,10 +197,11 @@ class Probe:
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write named arrays atomically as one ``.npz`` file, the same bytes for the same arrays."""
     # NumPy before 2.1 knows no ``allow_pickle`` here, and would write objects.
-    if any(np.asarray(one).dtype.hasobject for one in arrays.values()):
+    held: dict[str, Any] = dict(arrays)
+    if any(np.asarray(one).dtype.hasobject for one in held.values()):
         raise ValueError("arrays of objects, which only running code could read")
     with replacing(path) as temporary, temporary.open("wb") as opened:
-        np.savez(opened, **arrays)
+        np.savez(opened, **held)
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
