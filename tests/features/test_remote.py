@@ -21,7 +21,7 @@ TAPS = ["0", "3"]
 PARTS = 8
 
 pytest.importorskip("s3fs", reason="object storage needs the extra [remote]")
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.campaign
 
 
 @pytest.fixture(autouse=True)
