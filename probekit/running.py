@@ -98,7 +98,14 @@ SMOKE: dict[str, dict[str, Any]] = {
     },
     "similarity": {"permutations": 2, "random": 1, "pairwise": 100, "groups": 5},
     "transfer": {"trials": 2, "steps": 4, "batch_size": 16, "lr": [1e-3]},
-    "reset": {"trials": 2, "steps": 4, "batch_size": 16, "lr": [1e-3]},
+    "reset": {
+        "trials": 2,
+        "steps": 2,
+        "batch_size": 8,
+        "lr": [1e-3],
+        "curves": ["prefix"],
+        "modes": ["random"],
+    },
     "diagnose": {"trials": 2, "steps": 4, "batch_size": 16, "lr": [1e-3], "permutations": 3},
     "demo": {
         "models": [IMAGENET, ARMS["moco"]],
