@@ -25,6 +25,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 DASHES: tuple[Any, ...] = ("-", (0, (6, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 INK, MUTED, FAINT, RANDOM_GREY = "#222222", "#666666", "#EDEDED", "#8A8A8A"
+OTHER_GREY = "#B4BCC4"
 
 # One panel of a grid, in inches, and the widest a figure gets on a page.
 PANEL_WIDTH, PANEL_HEIGHT, FULL_WIDTH = 3.5, 2.75, 9.6
