@@ -31,6 +31,8 @@ OTHER_GREY = "#B4BCC4"
 PANEL_WIDTH, PANEL_HEIGHT, FULL_WIDTH = 3.5, 2.75, 9.6
 # Letters of the footer's size that fit into an inch.
 _LETTERS_PER_INCH = 20.0
+# Lines of a legend that a figure has room for, and the inches of each one more.
+_LEGEND_LINES, _LEGEND_LINE = 8, 0.18
 
 _RC: dict[str, Any] = {
     "font.size": 9.0,
@@ -140,9 +142,12 @@ def add_footer(figure: Figure, sentences: Sequence[str]) -> None:
 
 
 def add_legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """Write the legend above all panels, in as many columns as fit."""
+    """Write the legend above all panels, in as many columns as fit; a long one makes the figure higher."""
     width = figure.get_figwidth()
     columns = next((n for n in range(len(labels), 1, -1) if _legend_width(labels, n) <= width), 1)
+    lines = -(-len(labels) // columns)
+    # Otherwise it would lie over the panels, which cannot be arranged any more.
+    figure.set_figheight(figure.get_figheight() + _LEGEND_LINE * max(0, lines - _LEGEND_LINES))
     figure.legend(handles, labels, loc="outside upper left", ncols=columns, columnspacing=1.4)
 
 
