@@ -146,8 +146,9 @@ def add_legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) ->
     width = figure.get_figwidth()
     columns = next((n for n in range(len(labels), 1, -1) if _legend_width(labels, n) <= width), 1)
     lines = -(-len(labels) // columns)
-    # Otherwise it would lie over the panels, which cannot be arranged any more.
-    figure.set_figheight(figure.get_figheight() + _LEGEND_LINE * max(0, lines - _LEGEND_LINES))
+    if lines > _LEGEND_LINES:
+        # Otherwise it would press the panels flat, or lie over them.
+        figure.set_figheight(figure.get_figheight() + _LEGEND_LINE * (lines - 2))
     figure.legend(handles, labels, loc="outside upper left", ncols=columns, columnspacing=1.4)
 
 
