@@ -373,7 +373,8 @@ def _depth_notes(table: ResultTable, rows: pd.DataFrame, metric: str) -> list[st
 
 
 def _naming(table: ResultTable, rows: pd.DataFrame) -> str:
-    models = [model for model in table.trained if model in set(rows["model"])]
+    there = set(rows["model"])
+    models = [model for model in table.trained if model in there]
     return naming_note(table, len(foremost(table, models)), len(models))
 
 

@@ -31,7 +31,7 @@ OTHER_GREY = "#B4BCC4"
 PANEL_WIDTH, PANEL_HEIGHT, FULL_WIDTH = 3.5, 2.75, 9.6
 # Letters of the footer's size that fit into an inch.
 _LETTERS_PER_INCH = 20.0
-# Lines of a legend that a figure has room for, and the inches of each one more.
+# Lines of a legend that a figure has room for, and the inches of a line.
 _LEGEND_LINES, _LEGEND_LINE = 8, 0.18
 
 _RC: dict[str, Any] = {
@@ -147,7 +147,7 @@ def add_legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) ->
     columns = next((n for n in range(len(labels), 1, -1) if _legend_width(labels, n) <= width), 1)
     lines = -(-len(labels) // columns)
     if lines > _LEGEND_LINES:
-        # Otherwise it would press the panels flat, or lie over them.
+        # Otherwise it would press the panels flat, or lie over them; two lines had room in every figure.
         figure.set_figheight(figure.get_figheight() + _LEGEND_LINE * (lines - 2))
     figure.legend(handles, labels, loc="outside upper left", ncols=columns, columnspacing=1.4)
 
