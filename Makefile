@@ -32,7 +32,8 @@ notebooks: $(VENV)/installed-test
 api: $(VENV)/installed-test
 	$(BIN)/python docs/build_api.py runs/api
 
-campaign: $(VENV)/installed-test
+# Its pages are opened in the system's Chromium, where there is one.
+campaign: $(VENV)/installed-campaign
 	$(BIN)/python -m pytest -q -n 2 -m "campaign and not gpu"
 
 # The fast tests with the oldest packages that setup.cfg allows, and with the newest there are, each in an
@@ -73,3 +74,7 @@ $(VENV)/installed-demo: setup.cfg pyproject.toml | $(BIN)/python
 $(VENV)/installed-test: setup.cfg pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -e ".[dev,oracles,demo,notebook]"
 	touch $@ $(VENV)/installed-demo
+
+$(VENV)/installed-campaign: $(VENV)/installed-test
+	$(BIN)/python -m pip install --quiet -e ".[browser]"
+	touch $@

@@ -24,7 +24,9 @@ PAGE = """<!doctype html>
 </style>
 </head>
 <body>
+<main>
 {body}
+</main>
 </body>
 </html>
 """
@@ -40,8 +42,17 @@ def render(path: Path) -> str:
         cell["outputs"] = [one for one in outputs if one.get("name") != "stderr"]
     # The body alone: whole templates bring scripts from elsewhere and 280 kB of styles.
     body, _ = HTMLExporter(template_name="basic", embed_images=True).from_notebook_node(notebook)
+    return framed(path.stem, body)
+
+
+def framed(name: str, body: str) -> str:
+    """Return the page around what a notebook shows."""
     style = files("probekit.reporting").joinpath("page.css").read_text(encoding="utf-8")
-    return PAGE.format(title=path.stem.replace("_", " "), style=style, body=body)
+    # What scrolls is reached by the keyboard.
+    body = body.replace(
+        '<div class="output_area">', '<div class="output_area" tabindex="0" role="group" aria-label="Output">'
+    )
+    return PAGE.format(title=name.replace("_", " "), style=style, body=body)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ from matplotlib.ticker import MultipleLocator, NullLocator
 
 from probekit.errors import InputError
 from probekit.figures import series, style
+from probekit.figures.foremost import foremost, naming_note
 from probekit.results.choosing import best_rows, choose_taps
 from probekit.results.metrics import MetricFacts, kind_words, metric_facts
 from probekit.results.presentation import primary_metrics
@@ -55,17 +56,18 @@ def plot_depth(
     logarithmic = facts.ratio and bool((rows["value"] > 0).all())
     with style.styled():
         figure, axes, pairs = _panels(rows)
+        looks = _looks(table, rows)
         handles: dict[str, Any] = {}
         drawn: list[series.Curve | series.Band] = []
         for i, (place, (name, one)) in enumerate(zip(axes, pairs, strict=True)):
             own = rows[(rows["data"] == name) & (rows["target"] == one)]
             shade_levels(place, own)
             lines = series.curves(table, own)
-            handles |= _draw_bands(place, series.null_bands(lines), table, "--")
-            randoms = series.random_bands(table, own)
-            handles |= _draw_bands(place, randoms, table, ":")
+            handles |= _draw_bands(place, series.null_bands(_named(lines, looks)), looks, "--")
+            randoms = _random(table, own, looks, "depth")
+            handles |= _draw_bands(place, randoms, looks, ":")
             handles |= _draw_baselines(place, own)
-            handles |= _draw_curves(place, lines, table)
+            handles |= _draw_curves(place, lines, looks)
             label_depth(place, own, last_row=i + COLUMNS >= len(pairs))
             place.set_title(_title(pairs, name, one))
             if i % COLUMNS == 0:
@@ -97,15 +99,16 @@ def plot_few_shot(table: ResultTable, target: str | None = None, *, tap: str | N
     facts = metric_facts(metric)
     with style.styled():
         figure, axes, pairs = _panels(rows)
+        looks = _looks(table, rows)
         handles: dict[str, Any] = {}
         drawn: list[series.Curve | series.Band] = []
         for i, (place, (name, one)) in enumerate(zip(axes, pairs, strict=True)):
             own = rows[(rows["data"] == name) & (rows["target"] == one)]
             lines = series.curves(table, own, "shots")
             place.set_xscale("log")
-            handles |= _draw_bands(place, series.null_bands(lines), table, "--")
-            handles |= _draw_bands(place, series.random_bands(table, own, "shots"), table, ":")
-            handles |= _draw_curves(place, lines, table)
+            handles |= _draw_bands(place, series.null_bands(_named(lines, looks)), looks, "--")
+            handles |= _draw_bands(place, _random(table, own, looks, "shots"), looks, ":")
+            handles |= _draw_curves(place, lines, looks)
             shots = sorted({float(x) for line in lines for x in line.x})
             place.set_xticks(shots, [f"{x:g}" for x in shots])
             place.xaxis.set_minor_locator(NullLocator())
@@ -151,14 +154,16 @@ def plot_strengths(
     facts = metric_facts(metric)
     with style.styled():
         figure, axes, pairs = _panels(rows)
+        looks = _looks(table, rows)
         handles: dict[str, Any] = {}
         drawn: list[series.Curve | series.Band] = []
         for i, (place, (_, one)) in enumerate(zip(axes, pairs, strict=True)):
             own = rows[rows["target"] == one]
-            lines, random = series.curves(table, own, "strength"), series.random_bands(table, own, "strength")
-            handles |= _draw_bands(place, series.null_bands(lines), table, "--")
-            handles |= _draw_bands(place, random, table, ":")
-            handles |= _draw_curves(place, lines, table)
+            lines = series.curves(table, own, "strength")
+            random = _random(table, own, looks, "strength")
+            handles |= _draw_bands(place, series.null_bands(_named(lines, looks)), looks, "--")
+            handles |= _draw_bands(place, random, looks, ":")
+            handles |= _draw_curves(place, lines, looks)
             params = read_params(own)
             if params[0]["strength"] > params[-1]["strength"]:
                 place.invert_xaxis()
@@ -204,11 +209,36 @@ def shade_levels(axes: Axes, rows: pd.DataFrame) -> None:
         )  # fmt: skip
 
 
+def _looks(table: ResultTable, rows: pd.DataFrame) -> dict[str, style.Look]:
+    """Return the looks of the models that a figure of these rows names."""
+    there = set(rows["model"])
+    models = [model for model in table.trained if model in there]
+    named = foremost(table, models)
+    return style.looks(table.trained if len(named) == len(models) else named)
+
+
+def _named(lines: Sequence[series.Curve], looks: Mapping[str, style.Look]) -> list[series.Curve]:
+    return [line for line in lines if line.model in looks]
+
+
+def _random(
+    table: ResultTable, rows: pd.DataFrame, looks: Mapping[str, style.Look], x: str
+) -> list[series.Band]:
+    """Return the bands of random init, only for the architectures of named models where some are not."""
+    drawn = rows["model"].isin(set(table.controls))
+    named = rows["model"].isin(set(looks))
+    if not (drawn | named).all():
+        rows = rows[named | (drawn & rows["arch"].isin(set(rows.loc[named, "arch"])))]
+    return series.random_bands(table, rows, x)
+
+
 def _draw_bands(
-    axes: Axes, bands: Sequence[series.Band], table: ResultTable, dashes: Literal["--", ":"]
+    axes: Axes,
+    bands: Sequence[series.Band],
+    looks: Mapping[str, style.Look],
+    dashes: Literal["--", ":"],
 ) -> dict[str, Any]:
     grey = style.MUTED if dashes == "--" else style.RANDOM_GREY
-    looks = style.looks(table.trained)
     handles: dict[str, Any] = {}
     for band in bands:
         colour = looks[band.model].colour if band.model else grey
@@ -237,11 +267,17 @@ def _draw_baselines(axes: Axes, rows: pd.DataFrame) -> dict[str, Any]:
     return handles
 
 
-def _draw_curves(axes: Axes, lines: Sequence[series.Curve], table: ResultTable) -> dict[str, Any]:
-    looks = style.looks(table.trained)
+def _draw_curves(
+    axes: Axes, lines: Sequence[series.Curve], looks: Mapping[str, style.Look]
+) -> dict[str, Any]:
     drawn: dict[str, int] = {}
     handles: dict[str, Any] = {}
-    for line in lines:
+    others = [line for line in lines if line.model not in looks]
+    for line in others:
+        axes.plot(line.x, line.y, color=style.OTHER_GREY, linewidth=0.6, alpha=0.6, zorder=1.8)
+    if others:
+        handles["other models"] = Line2D([], [], color=style.OTHER_GREY, linewidth=0.6)
+    for line in _named(lines, looks):
         look = looks[line.model]
         repeat = drawn.setdefault(line.model, 0)
         drawn[line.model] += 1
@@ -320,7 +356,8 @@ def _title(pairs: Sequence[tuple[str, str]], data: str, target: str) -> str:
 def _depth_notes(table: ResultTable, rows: pd.DataFrame, metric: str) -> list[str]:
     trained = rows[~rows["model"].isin(set(table.controls))]
     choices = choose_taps(table.frame, metric)
-    on = {choice.on for (_, model, _), choice in choices.items() if model in set(table.trained)}
+    models = set(table.trained)
+    on = {choice.on for (_, model, _), choice in choices.items() if model in models}
     star = "★: tap chosen on val"
     if on == {"test"}:
         star = "★: best test value, so optimistic (no val scores)"
@@ -332,7 +369,13 @@ def _depth_notes(table: ResultTable, rows: pd.DataFrame, metric: str) -> list[st
     starred = metric_facts(metric).higher_is_better is not None and not metric.endswith("_difference")
     notes += [star] if starred else []
     missing = table.frame[(table.frame["metric"] == metric) & (table.frame["status"] != "ok")]
-    return [*notes, f"{len(missing)} undefined values left out" if len(missing) else ""]
+    return [*notes, f"{len(missing)} undefined values left out" if len(missing) else "", _naming(table, rows)]
+
+
+def _naming(table: ResultTable, rows: pd.DataFrame) -> str:
+    there = set(rows["model"])
+    models = [model for model in table.trained if model in there]
+    return naming_note(table, len(foremost(table, models)), len(models))
 
 
 def _taps_in_words(rows: pd.DataFrame) -> str:
@@ -342,21 +385,22 @@ def _taps_in_words(rows: pd.DataFrame) -> str:
 
 def _few_shot_notes(table: ResultTable, rows: pd.DataFrame, tap: str | None) -> list[str]:
     trained = rows[~rows["model"].isin(set(table.controls))]
-    at = _taps_in_words(trained)
+    at = _taps_in_words(trained[trained["model"].isin(set(_looks(table, rows)))])
     choices = choose_taps(table.frame, "few_shot_accuracy").values()
     chosen = (
         "chosen on val" if all(choice.on == "val" for choice in choices) else "chosen on test, so optimistic"
     )
     where = f"At {tap}" if tap is not None else f"Taps {chosen}: {at}"
-    return [_count(trained), _interval(trained), *_references(table, rows), where]
+    return [_count(trained), _interval(trained), *_references(table, rows), where, _naming(table, rows)]
 
 
 def _strength_notes(table: ResultTable, rows: pd.DataFrame, tap: str | None) -> list[str]:
     trained = rows[~rows["model"].isin(set(table.controls))]
-    at = _taps_in_words(trained)
+    at = _taps_in_words(trained[trained["model"].isin(set(_looks(table, rows)))])
     counted = f"n = {int(rows['n'].max())} images, each under every change"
     where = f"At {tap}" if tap is not None else f"Deepest taps: {at}"
-    return [counted, _interval(trained), *_references(table, rows), "Stronger to the right", where]
+    notes = [counted, _interval(trained), *_references(table, rows), "Stronger to the right", where]
+    return [*notes, _naming(table, rows)]
 
 
 def _depth_caption(facts: MetricFacts, rows: pd.DataFrame) -> str:

@@ -13,6 +13,7 @@ from probekit.errors import InputError, near_names
 from probekit.figures.boxes import SKILLS, plot_what_where
 from probekit.figures.curves import plot_depth, plot_few_shot, plot_strengths
 from probekit.figures.detection import plot_costs, plot_ious, plot_shares
+from probekit.figures.foremost import foremost
 from probekit.figures.inversions import plot_error_maps, plot_inversions, plot_residuals
 from probekit.figures.layers import plot_layers
 from probekit.figures.matrices import plot_class_recall, plot_targets
@@ -161,7 +162,8 @@ def draw_reconstruction(table: ResultTable) -> dict[str, Figure]:
             figures[f"{prefix}depth-pixel_r2"] = plot_depth(part, "pixel_r2")
             figures[f"{prefix}places-pixel_r2"] = plot_places(part)
             figures |= {
-                f"{prefix}examples-{safe_name(model)}": plot_examples(part, model) for model in part.trained
+                f"{prefix}examples-{safe_name(model)}": plot_examples(part, model)
+                for model in foremost(part, part.trained)
             }
         if "feature_residual" in known:
             figures |= {f"{prefix}{name}": one for name, one in _draw_inversions(part).items()}
@@ -241,7 +243,7 @@ def draw_attribution(table: ResultTable) -> dict[str, Figure]:
             there = set(scored.loc[scored["metric"] == "energy_inside", "model"])
             figures |= {
                 f"{prefix}overlays-{safe_name(model)}": plot_overlays(part, model)
-                for model in part.trained
+                for model in foremost(part, part.trained)
                 if model in there
             }
         figures |= {
@@ -292,7 +294,8 @@ def _draw_data_set(table: ResultTable) -> dict[str, Figure]:
             figures[f"depth-{metric}"] = plot_depth(table, metric)
     if bool((frame["metric"] == "few_shot_accuracy").any()):
         figures["few-shot"] = plot_few_shot(table)
-    recalls = frame[(frame["metric"] == "class_recall") & frame["model"].isin(table.trained)]
+    named = foremost(table, table.trained)
+    recalls = frame[(frame["metric"] == "class_recall") & frame["model"].isin(named)]
     for target, model in recalls[["target", "model"]].drop_duplicates().itertuples(index=False, name=None):
         name = "-".join(safe_name(part) for part in ("class-recall", target, model))
         figures[name] = plot_class_recall(table, target, model)

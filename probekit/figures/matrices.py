@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from probekit.errors import InputError
 from probekit.figures import series, style
+from probekit.figures.foremost import foremost, naming_note
 from probekit.results.choosing import choose_taps
 from probekit.results.metrics import metric_facts
 from probekit.results.presentation import fixed
@@ -89,11 +90,10 @@ def plot_targets(table: ResultTable, metric: str = "r2", *, data: str | None = N
         raise InputError("one data set", ", ".join(rows["data"].unique()), "Name it with `data=`")
     facts, name = metric_facts(metric), str(rows["data"].iloc[0])
     order = list(dict.fromkeys(rows["target"]))
-    parts = [
-        (model, rows[rows["model"] == model])
-        for model in table.trained
-        if bool((rows["model"] == model).any())
-    ]
+    there = set(rows["model"])
+    models = [model for model in table.trained if model in there]
+    named = foremost(table, models)
+    parts = [(model, rows[rows["model"] == model]) for model in named]
     drawn = rows[rows["model"].isin(set(table.controls))]
     archs = list(dict.fromkeys(drawn["arch"]))
     for arch in archs:
@@ -108,7 +108,8 @@ def plot_targets(table: ResultTable, metric: str = "r2", *, data: str | None = N
             "White lines part levels",
             f"Scale fixed from 0 to 1; {facts.label} below 0 is drawn as 0",
         ]
-        style.add_footer(figure, [*notes, "Intervals and nulls stand in the table"])
+        notes += ["Intervals and nulls stand in the table", naming_note(table, len(named), len(models))]
+        style.add_footer(figure, notes)
     return style.finish(
         figure, f"{facts.axis} of {len(order)} targets at every tap, one matrix per model{_of(name)}."
     )

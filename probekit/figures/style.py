@@ -25,11 +25,14 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 DASHES: tuple[Any, ...] = ("-", (0, (6, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 INK, MUTED, FAINT, RANDOM_GREY = "#222222", "#666666", "#EDEDED", "#8A8A8A"
+OTHER_GREY = "#B4BCC4"
 
 # One panel of a grid, in inches, and the widest a figure gets on a page.
 PANEL_WIDTH, PANEL_HEIGHT, FULL_WIDTH = 3.5, 2.75, 9.6
 # Letters of the footer's size that fit into an inch.
 _LETTERS_PER_INCH = 20.0
+# Lines of a legend that a figure has room for, and the inches of a line.
+_LEGEND_LINES, _LEGEND_LINE = 8, 0.18
 
 _RC: dict[str, Any] = {
     "font.size": 9.0,
@@ -139,9 +142,13 @@ def add_footer(figure: Figure, sentences: Sequence[str]) -> None:
 
 
 def add_legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """Write the legend above all panels, in as many columns as fit."""
+    """Write the legend above all panels, in as many columns as fit; a long one makes the figure higher."""
     width = figure.get_figwidth()
     columns = next((n for n in range(len(labels), 1, -1) if _legend_width(labels, n) <= width), 1)
+    lines = -(-len(labels) // columns)
+    if lines > _LEGEND_LINES:
+        # Otherwise it would press the panels flat, or lie over them; two lines had room in every figure.
+        figure.set_figheight(figure.get_figheight() + _LEGEND_LINE * (lines - 2))
     figure.legend(handles, labels, loc="outside upper left", ncols=columns, columnspacing=1.4)
 
 

@@ -18,6 +18,8 @@ from probekit.results.table import ResultTable
 
 # Size of the drawing beside each value, in pixels.
 STRIP_WIDTH, STRIP_HEIGHT = 150.0, 18.0
+# More models than this are ranked: nobody finds the best among them in the order of the table.
+MOST_IN_ORDER = 32
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,12 @@ def headline_blocks(table: ResultTable) -> list[HeadlineBlock]:
     """
     if is_similarity(table):
         return []
-    blocks = []
+    blocks, trained = [], set(table.trained)
     for metric in primary_metrics(table.frame):
         if metric.endswith("_difference"):
             continue
         choices = {
-            group: choice
-            for group, choice in choose_taps(table.frame, metric).items()
-            if group[1] in set(table.trained)
+            group: choice for group, choice in choose_taps(table.frame, metric).items() if group[1] in trained
         }
         for data in dict.fromkeys(group[0] for group in choices):
             own = {group[1:]: choice for group, choice in choices.items() if group[0] == data}
@@ -130,10 +130,11 @@ def _found(
 ) -> list[_Found]:
     """Look up each trained model's row at its chosen tap, its null and its controls."""
     controls = scored[scored["model"].isin(set(table.controls))]
+    by_model = dict(iter(scored.groupby("model", sort=False)))
     found = []
-    for model in table.trained:
-        own = scored[scored["model"] == model]
-        choice = choices.get((model, str(own["target"].iloc[0]))) if len(own) else None
+    for model in [one for one in table.trained if one in by_model]:
+        own = by_model[model]
+        choice = choices.get((model, str(own["target"].iloc[0])))
         if choice is not None:
             row = own[own["tap"] == choice.tap].iloc[0]
             value = Span.of(row["value"], row["ci_low"], row["ci_high"])
@@ -143,6 +144,9 @@ def _found(
 
 
 def _rows(found: list[_Found], facts: MetricFacts, low: float, high: float) -> list[HeadlineRow]:
+    if len(found) > MOST_IN_ORDER:
+        sign = 1.0 if facts.higher_is_better is False else -1.0
+        found = sorted(found, key=lambda one: sign * one.value.value)
     best = _best(found, facts)
     return [
         HeadlineRow(

@@ -245,7 +245,8 @@ def html(made: Grid, *, decimals: int = 3, percent: bool = False) -> str:
         return f'{value} <small style="opacity:.65">± {half}</small>' if half else value
 
     head = "".join(f'<th style="text-align:left">{escape(name)}</th>' for name in made.corner)
-    head += "".join(f'<th style="text-align:right">{escape(name)}</th>' for name in made.columns)
+    # A heading that is empty is not read aloud.
+    head += "".join(f'<th style="text-align:right">{escape(name) or "–"}</th>' for name in made.columns)
     parts = len(made.corner)
     body = ""
     for line in _body(made, decimals, percent, mark, escape):

@@ -106,7 +106,8 @@ class ResultTable:
     @property
     def trained(self) -> list[str]:
         """Names of the models that are not random-init controls."""
-        return [one for one in self.models if one not in set(self.controls)]
+        controls = set(self.controls)
+        return [one for one in self.models if one not in controls]
 
     @property
     def targets(self) -> list[str]:

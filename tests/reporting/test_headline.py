@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from probekit.reporting.headline import STRIP_WIDTH, comparison_rows, headline_blocks
+from probekit.reporting.headline import MOST_IN_ORDER, STRIP_WIDTH, comparison_rows, headline_blocks
 from probekit.results.table import ResultTable
 
 
@@ -79,3 +79,16 @@ def test_a_model_without_a_defined_value_is_left_out(table):
         "supervised",
         "exemplar",
     ]
+
+
+@pytest.mark.parametrize(("metric", "best_first"), [("accuracy", False), ("calibration_error", True)])
+def test_very_many_models_are_ranked(metric, best_first):
+    count = MOST_IN_ORDER + 1
+    rows = [
+        {"model": f"step{i:02d}", "tap": "t", "target": "y", "metric": metric, "value": i / count}
+        for i in range(count)
+    ]
+    named = [row.model for row in headline_blocks(ResultTable.from_rows(rows))[0].targets["y"]]
+    assert named == sorted(named, reverse=not best_first)
+    few = [row.model for row in headline_blocks(ResultTable.from_rows(rows[:-1]))[0].targets["y"]]
+    assert few == sorted(few)
