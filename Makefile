@@ -76,5 +76,5 @@ $(VENV)/installed-test: setup.cfg pyproject.toml | $(BIN)/python
 	touch $@ $(VENV)/installed-demo
 
 $(VENV)/installed-campaign: $(VENV)/installed-test
-	$(BIN)/python -m pip install --quiet -e ".[browser]"
+	$(BIN)/python -m pip install --quiet -e ".[campaign]"
 	touch $@

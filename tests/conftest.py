@@ -56,7 +56,7 @@ if os.environ.get("CI"):
 def s3_server() -> Iterator[str]:
     """The address of an S3-compatible server on this machine, in a process of its own."""
     pytest.importorskip("s3fs", reason="object storage needs the extra [remote]")
-    pytest.importorskip("moto", reason="the local S3 server needs the extra [oracles]")
+    pytest.importorskip("moto", reason="the local S3 server needs the extra [campaign]")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -15,7 +15,7 @@ from tests.browser.planted import hostile_page, many_checkpoints_page
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """A headless Chromium."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra [browser]")
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra [campaign]")
     where = find_chromium()
     if where is None:
         pytest.skip("no Chromium is installed, and none is named in CHROMIUM")
@@ -28,13 +28,13 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def axe() -> str:
     """The script of axe-core."""
-    return pytest.importorskip("axe_playwright_python.base", reason="needs the extra [browser]").AXE_SCRIPT
+    return pytest.importorskip("axe_playwright_python.base", reason="needs the extra [campaign]").AXE_SCRIPT
 
 
 @pytest.fixture(scope="session")
 def pdfium() -> Any:
     """What renders printed sheets."""
-    return pytest.importorskip("pypdfium2", reason="needs the extra [browser]")
+    return pytest.importorskip("pypdfium2", reason="needs the extra [campaign]")
 
 
 @pytest.fixture(scope="session")
