@@ -72,8 +72,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("desk")
     stream = np.random.default_rng(0)
     for name in CLASSES:
-        for number in range(36):
-            picture(place / name / f"class-{number % 3}" / f"{number}.png", stream)
+        for number in range(120):
+            picture(place / name / f"class-{number % 3}" / f"{number}.png", number % 3, stream)
     for name in BOXES:
         annotated(place / name, stream)
     annotated(place / "coco", stream)
@@ -93,10 +93,13 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def picture(path: Path, stream: np.random.Generator) -> None:
-    """Draw noise."""
+def picture(path: Path, kind: int, stream: np.random.Generator) -> None:
+    """Draw one of three kinds: a patch of a colour of its own, somewhere on noise."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(stream.integers(0, 256, (48, 48, 3), dtype=np.uint8)).save(path)
+    pixels = stream.integers(0, 128, (48, 48, 3), dtype=np.uint8)
+    top, left = stream.integers(0, 24, 2)
+    pixels[top : top + 24, left : left + 24, kind] += 127
+    Image.fromarray(pixels).save(path)
 
 
 def annotated(place: Path, stream: np.random.Generator) -> None:
@@ -104,7 +107,7 @@ def annotated(place: Path, stream: np.random.Generator) -> None:
     for split in ("train", "test"):
         images, boxes = [], []
         for number in range(16):
-            picture(place / split / f"{split}-{number}.png", stream)
+            picture(place / split / f"{split}-{number}.png", number % 3, stream)
             images.append({"id": number, "file_name": f"{split}-{number}.png", "width": 48, "height": 48})
             for kind in (1, 2):
                 box = {"id": 2 * number + kind, "image_id": number, "category_id": kind, "iscrowd": 0}
