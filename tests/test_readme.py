@@ -28,8 +28,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # What stands for whatever the reader has.
 ELISIONS = {
     "-m sup=… -m moco=…": "-m sup=resnet10_w16:bundled@ce -m moco=resnet10_w16:bundled@moco-v2",
-    "-m … -m …": "-m resnet10_w16:bundled@ce -m resnet10_w16:bundled@moco-v2",
+    "-m … -m …": "-m sup=resnet10_w16:bundled@ce -m moco=resnet10_w16:bundled@moco-v2",
     "-m …": "-m resnet10_w16:bundled@ce",
+    "ARCH:folded.pth": "resnet18:folded.pth",
 }
 # Folders that the commands name: classes, or boxes.
 CLASSES, BOXES = ("flowers", "imagenet_val", "signs", "photos", "images", "imagenet"), ("cells",)
@@ -88,8 +89,14 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "module.encoder_q.fc.2.weight": torch.zeros(128, 2048),
         "module.encoder_q.fc.2.bias": torch.zeros(128),
     }
-    for name in ("moco.pth.tar", "moco_v2_800ep.pth.tar", "folded.pth"):
+    for name in ("moco.pth.tar", "moco_v2_800ep.pth.tar"):
         torch.save({"epoch": 800, "arch": "resnet50", "state_dict": state}, place / name)
+    # Batch norm that does nothing but add a bias, as folding leaves it.
+    folded = timm.create_model("resnet18").state_dict()
+    biases = {
+        name: torch.full_like(one, 0.3) for name, one in folded.items() if re.search(r"bn\d.bias", name)
+    }
+    torch.save(folded | biases, place / "folded.pth")
     return place
 
 
