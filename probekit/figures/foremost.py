@@ -49,7 +49,7 @@ def _ranked(table: ResultTable, models: Sequence[str]) -> list[str]:
     groups = frame[frame["metric"] == metrics[0]].groupby(["data", "target", "model"], sort=False)["value"]
     best = groups.max() if better else groups.min()
     ranks = best.groupby(["data", "target"]).rank(ascending=not better).groupby("model").mean()
-    return [str(model) for model in ranks.reindex(models).sort_values(kind="stable").index]
+    return [str(model) for model in ranks.reindex(list(models)).sort_values(kind="stable").index]
 
 
 def naming_note(table: ResultTable, named: int, models: int) -> str:
