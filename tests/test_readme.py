@@ -92,7 +92,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("moco.pth.tar", "moco_v2_800ep.pth.tar"):
         torch.save({"epoch": 800, "arch": "resnet50", "state_dict": state}, place / name)
     # Batch norm that does nothing but add a bias, as folding leaves it.
-    folded = timm.create_model("resnet18").state_dict()
+    folded = timm.create_model("resnet18", zero_init_last=False).state_dict()
     biases = {
         name: torch.full_like(one, 0.3) for name, one in folded.items() if re.search(r"bn\d.bias", name)
     }
