@@ -12,11 +12,11 @@ Minutes: 2 where the store holds what ``findings.py`` and ``layer_reset_transfer
 90 of one core more: 42 trainings of detectors of 40 seconds each, 30 diagnoses of 95 to 180.
 
 Expected: (from the paper, on ImageNet and VOC07) more errors of place after supervised training. In
-ShapeWorld, five pretrainings each: labels lose hue (R² inside classes 0 after cross-entropy, .92 after MoCo)
-and background (.73, .98), and the place hardly (y .85, .91). Inside boxes, at the level that tells most, where
-a region lies is read as well (accuracy .49 and .50; offsets R² .39 and .41), and what it is only after labels
-(.45, .07). So nearly all errors of detectors are of class, after all arms: they cost .62 [.49, .75] of AP50
-after cross-entropy, .92 [.89, .95] after MoCo, wrong places .001 or less.
+ShapeWorld, five pretrainings each: labels lose hue (R² inside classes 0 after cross-entropy, .92 after
+MoCo) and background (.73, .98), and the place hardly (y .85, .91). Inside boxes, at the level that tells
+most, where a region lies is read as well (accuracy .49 and .50; offsets R² .39 and .41), and what it is only
+after labels (.45, .07). So nearly all errors of detectors are of class, after all arms: they cost .62 [.49,
+.75] of AP50 after cross-entropy, .92 [.89, .95] after MoCo, wrong places .001 or less.
 
 Would falsify it: an arm that is as invariant inside classes as cross-entropy and places boxes as well as
 MoCo.

@@ -42,7 +42,7 @@ from probekit.functional.intervals import bootstrap_means
 from probekit.grid import run_cells
 from probekit.seeds import random_stream
 from probekit.tasks.choosing import find_task
-from probekit.training.loop import METRICS
+from probekit.training.loop import METRICS, SNAPSHOT
 from probekit.training.optimisers import Optimisation
 from probekit.version import __version__
 
@@ -439,12 +439,14 @@ def _save(result: Mapping[str, Any], place: Path) -> None:
         return
     unfinished = Path(result["folder"])
     told = {key: value for key, value in result.items() if key not in ("folder", "answers", "ids")}
-    for path in unfinished.iterdir():
-        if not path.match(KEPT_WEIGHTS):
-            path.unlink()
     if "answers" in result:
         np.savez_compressed(unfinished / ANSWERS, answers=result["answers"], ids=result["ids"])
     write_json(unfinished / RESULT, told)
+    # The snapshot goes first: it would be refused without its metrics; without it the training begins anew.
+    (unfinished / SNAPSHOT).unlink(missing_ok=True)
+    for path in unfinished.iterdir():
+        if path.name not in (ANSWERS, RESULT) and not path.match(KEPT_WEIGHTS):
+            path.unlink()
     finish_folder(unfinished, place)
 
 
