@@ -190,8 +190,18 @@ def _read_record(journal: Path) -> dict[str, Any] | None:
         lines = read_lines(journal)
     except InputError:
         lines = []
-    whole = len(lines) == 1 and {"part", "start", "rows", "bytes", "sha256"} <= set(lines[0])
+    whole = len(lines) == 1 and _is_record(lines[0])
     return lines[0] if whole and journal == _journal_of(journal.parent / lines[0]["part"]) else None
+
+
+def _is_record(line: Any) -> bool:  # noqa: ANN401 - any JSON value
+    """Say whether a line of a journal tells of a part in the journal's own folder."""
+    kinds = {"part": str, "start": int, "rows": int, "bytes": int, "sha256": str}
+    return (
+        isinstance(line, dict)
+        and all(type(line.get(name)) is kind for name, kind in kinds.items())
+        and Path(line["part"]).name == line["part"]
+    )
 
 
 def _journal_of(part: Path) -> Path:
@@ -233,11 +243,14 @@ class TapFolder:
         """Return the finished parts in row order; those in between may be missing.
 
         Raises:
-            StoreDamaged: If journals contradict each other.
+            StoreDamaged: If a journal says no such thing as a part, or journals contradict each other.
         """
         by_start: dict[int, dict[str, Any]] = {}
         for journal in sorted(self.path.glob("journal*.jsonl")):
             for line in read_lines(journal):
+                if not _is_record(line):
+                    found = canonical_json(line)[:80]
+                    raise StoreDamaged(f"records of parts in {journal}", found, "Delete this folder")
                 known = by_start.setdefault(line["start"], line)
                 if canonical_json(known) != canonical_json(line):
                     raise StoreDamaged(

@@ -75,6 +75,20 @@ def test_a_part_without_its_journal_line_is_written_again(folder: TapFolder):
     assert (np.asarray(folder.values(10)) == ROWS).all()
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [('"part"', '"pbrt"'), ('"start":4', '"start":"4"'), ('"part-00001.npy"', '"../part-00001.npy"')],
+)
+def test_a_journal_that_tells_of_no_part_is_named(folder: TapFolder, before: str, after: str):
+    write(folder)
+    journal = folder.path / "journal.jsonl"
+    text = journal.read_text(encoding="utf-8")
+    assert before in text
+    journal.write_text(text.replace(before, after), encoding="utf-8")
+    with pytest.raises(StoreDamaged, match=r"journal\.jsonl"):
+        folder.values(10)
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
 def test_damaged_parts_are_never_used(folder: TapFolder, damage: str):
     write(folder)
