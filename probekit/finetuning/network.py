@@ -237,7 +237,7 @@ class Tuned(Headed):
         self.module = copy_module(backbone.module).requires_grad_(True)
         self._order = torch.channels_last if is_depthwise(backbone) else torch.contiguous_format
         if self._order is torch.channels_last:
-            self.module.to(memory_format=self._order)  # type: ignore[call-overload]
+            self.module.to(memory_format=self._order)
         self.still = tuple(still)
         for name, one in self.module.named_parameters():
             one.requires_grad_(not self._is_still(name))
