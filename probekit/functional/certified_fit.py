@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from probekit.functional.arguments import AnyFloats, FloatArray, IntArray
-from probekit.functional.eigenbasis import Eigenbasis, rotate_features, row_blocks
+from probekit.functional.eigenbasis import Eigenbasis, product_blocks, rotate_features
 from probekit.functional.quasi_newton import MEMORY, Loss, Objective, minimise
 
 # Products a pass (N·D·K·Q) below which float64 throughout costs at most a second or two.
@@ -242,14 +242,14 @@ class _Scores:
         if self.kept is not None:
             yield slice(0, len(self.features)), self.kept
             return
-        for rows in row_blocks(self.features, outputs=self.weights.shape[2]):
+        for rows in product_blocks(self.features, outputs=self.weights.shape[2]):
             yield rows, _project(self.features[rows], self.weights)
 
 
 def _fits_at_once(features: AnyFloats, outputs: int) -> int:
     rows = len(features)
     if 8 * rows * outputs > _LOGIT_BYTES:
-        rows = row_blocks(features, outputs=outputs)[0].stop
+        rows = product_blocks(features, outputs=outputs)[0].stop
     return _LOGIT_BYTES // (8 * rows * outputs)
 
 
@@ -311,7 +311,7 @@ def _project(features: AnyFloats, weights: torch.Tensor) -> torch.Tensor:
     count, width, outputs = weights.shape
     flat = weights.transpose(1, 2).reshape(-1, width)
     scores = torch.empty((len(flat), len(features)), dtype=torch.float64)
-    for rows in row_blocks(features):
+    for rows in product_blocks(features):
         scores[:, rows] = flat @ torch.from_numpy(features[rows].astype(np.float64)).T
     return scores.view(count, outputs, -1)
 
@@ -321,7 +321,7 @@ def _correlate(features: AnyFloats, residual: torch.Tensor) -> torch.Tensor:
     count, outputs, _ = residual.shape
     flat = residual.view(count * outputs, -1)
     total = torch.zeros((len(flat), features.shape[1]), dtype=torch.float64)
-    for rows in row_blocks(features):
+    for rows in product_blocks(features):
         total.addmm_(flat[:, rows], torch.from_numpy(features[rows].astype(np.float64)))
     return total.view(count, outputs, -1).transpose(1, 2)
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from probekit.functional.arguments import AnyFloats, FloatArray
-from probekit.functional.rows import empty_rows
+from probekit.functional.rows import empty_rows, row_blocks
 
 # Axes whose share of the leading variance is below this carry rounding, not data (N < D only).
 _RANK_TOLERANCE = 1e-12
@@ -91,7 +91,7 @@ def rotate_features(
         variances, axes = _column_axes(features, mean, weight, dtype, device)
     variances, axes = (one.to(dtype).to(device) for one in (variances, axes))
     coordinates = _room(len(features), axes.shape[1] + 1, dtype, device)
-    for rows in row_blocks(features):
+    for rows in product_blocks(features):
         centred = torch.from_numpy(np.subtract(features[rows], mean)).to(dtype).to(device)
         coordinates[rows, :-1] = centred @ axes
     coordinates[:, -1] = 1
@@ -103,21 +103,20 @@ def rotate_features(
     )
 
 
-def row_blocks(features: AnyFloats, outputs: int = 1) -> list[slice]:
+def product_blocks(features: AnyFloats, outputs: int = 1) -> list[slice]:
     """Return slices of rows, each small beside a memory-mapped matrix and large enough for a product.
 
     Args:
         features: (N, D).
         outputs: K numbers a row that are computed of it, where they may be more than D.
     """
-    size = max(1, _BLOCK_BYTES // (8 * max(features.shape[1], outputs)))
-    return [slice(start, start + size) for start in range(0, len(features), size)]
+    return row_blocks(len(features), max(features.shape[1], outputs), _BLOCK_BYTES)
 
 
 def _mean(features: AnyFloats, weight: FloatArray) -> AnyFloats:
     """Return (D,) means in the precision of the features."""
     total = np.zeros(features.shape[1])
-    for rows in row_blocks(features):
+    for rows in product_blocks(features):
         total += weight[rows] @ features[rows]
     return total.astype(np.float32) if features.dtype == np.float32 else total
 
@@ -137,7 +136,7 @@ def _column_axes(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (D,) variances and (D, D) axes:  Xᵀ diag(ω) X = V Λ Vᵀ."""
     covariance = torch.zeros((features.shape[1],) * 2, dtype=dtype, device=device)
-    for rows in row_blocks(features):
+    for rows in product_blocks(features):
         centred = torch.from_numpy(np.subtract(features[rows], mean)).to(dtype).to(device)
         share = torch.from_numpy(weight[rows]).to(dtype).to(device)
         covariance.addmm_(centred.T, centred * share[:, None])

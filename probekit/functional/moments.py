@@ -23,6 +23,7 @@ from scipy.sparse import csr_array
 from probekit.errors import InputError
 from probekit.files import replacing
 from probekit.functional.arguments import AnyFloats, FloatArray, IntArray, check_features, check_labels
+from probekit.functional.rows import row_blocks
 
 FORMAT = 1
 _BLOCK_BYTES = 2**26
@@ -386,8 +387,7 @@ def _given(products: FloatArray | None) -> FloatArray:
 
 
 def _blocks(features: AnyFloats) -> list[slice]:
-    size = max(1, _BLOCK_BYTES // (8 * features.shape[1]))
-    return [slice(start, start + size) for start in range(0, len(features), size)]
+    return row_blocks(len(features), features.shape[1], _BLOCK_BYTES)
 
 
 def _save(kept: Moments | CrossMoments, path: str | Path) -> None:

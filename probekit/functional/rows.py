@@ -34,14 +34,19 @@ def empty_rows(shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
     return np.empty(shape, kind)
 
 
-def row_blocks(count: int, width: int) -> list[slice]:
+def row_blocks(count: int, width: int, block_bytes: int | None = None) -> list[slice]:
     """Return slices of ``count`` rows, each small in float64.
+
+    Args:
+        count: Rows.
+        width: Numbers a row.
+        block_bytes: Most of a block; None takes 32 MiB.
 
     Examples:
         >>> row_blocks(5, 2**21)
         [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
     """
-    size = max(1, _BLOCK_BYTES // (8 * max(1, width)))
+    size = max(1, (block_bytes or _BLOCK_BYTES) // (8 * max(1, width)))
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 

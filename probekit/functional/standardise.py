@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from probekit.errors import InputError
 from probekit.functional.arguments import AnyFloats, FloatArray, check_features, check_weight
+from probekit.functional.rows import row_blocks
 
 _BLOCK_BYTES = 2**25
 # A column that spreads less than this many units in its last place varies by rounding only.
@@ -97,7 +98,5 @@ def _resolution(features: ArrayLike) -> float:
 
 
 def _blocks(features: AnyFloats) -> Iterator[tuple[slice, FloatArray]]:
-    size = max(1, _BLOCK_BYTES // (8 * features.shape[1]))
-    for start in range(0, len(features), size):
-        rows = slice(start, start + size)
+    for rows in row_blocks(len(features), features.shape[1], _BLOCK_BYTES):
         yield rows, features[rows].astype(np.float64)
