@@ -249,7 +249,7 @@ def draw(tables: dict[str, ResultTable]) -> dict[str, Figure]:
 
 def smoke(plan: Plan) -> Plan:
     """Shrink every stage to seconds: random weights, drawn images, a few steps."""
-    scenes, source = "shapeworld/scenes,train=40,test=20", "shapeworld/source,train=400,test=100"
+    scenes, source = "shapeworld/scenes,train=20,test=10", "shapeworld/source,train=200,test=100"
     data = {
         "linear": source,
         "inversion": "shapeworld/source,train=20,test=20",
@@ -284,6 +284,8 @@ def smoke(plan: Plan) -> Plan:
     stages = {}
     for name, stage in plan.settings["stages"].items():
         own = {**stage["settings"], **few.get(stage["verb"], training)}
+        if "modes" in own:
+            own["modes"] = ["random"]
         stages[name] = {
             **stage,
             "data": data[name],

@@ -88,13 +88,10 @@ def run_verb(verb: str, work: Path, fault: Fault = Fault()) -> Ended:
         fault: When to die.
     """
     work.mkdir(parents=True, exist_ok=True)
-    words = [word.replace("OUT", str(work / "out")) for word in VERBS[verb]]
-    if verb != "report":
-        words += ["--store", str(work / "store"), "--device", "cpu"]
     said, counted = work.parent / f"{work.name}.said", work.parent / f"{work.name}.changes"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
-    process = context.Process(target=_child, args=(words, work, fault, said, counted))
+    process = context.Process(target=_child, args=(_words(verb, work), work, fault, said, counted))
     began = time.monotonic()
     process.start()
     if fault.seconds is not None:
@@ -109,6 +106,11 @@ def run_verb(verb: str, work: Path, fault: Fault = Fault()) -> Ended:
     changes = int(counted.read_text()) if counted.exists() else 0
     counted.unlink(missing_ok=True)
     return Ended(process.exitcode or 0, said.read_text(), changes, time.monotonic() - began)
+
+
+def _words(verb: str, work: Path) -> list[str]:
+    words = [word.replace("OUT", str(work / "out")) for word in VERBS[verb]]
+    return words if verb == "report" else [*words, "--store", str(work / "store"), "--device", "cpu"]
 
 
 def _child(words: list[str], work: Path, fault: Fault, said: Path, counted: Path) -> None:
@@ -222,3 +224,17 @@ def copied(work: Path, place: Path) -> Path:
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(work, place)
     return place
+
+
+def main() -> None:
+    """Run a verb as one of several ranks: ``-m tests.faults.running VERB WORK DYING CHANGE``."""
+    verb, work, dying, change = sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:])
+    rank = os.environ["RANK"]
+    work.mkdir(parents=True, exist_ok=True)
+    fault = Fault(change=change if int(rank) == dying else None)
+    places = (work.parent / f"{work.name}.{rank}.{kind}" for kind in ("said", "changes"))
+    _child(_words(verb, work), work, fault, *places)
+
+
+if __name__ == "__main__":
+    main()
