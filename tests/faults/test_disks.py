@@ -28,11 +28,6 @@ SAYINGS = {
 }
 
 
-@pytest.fixture(scope="module")
-def features(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    return Undisturbed("extract", tmp_path_factory.mktemp("extract"))
-
-
 @pytest.mark.parametrize("what", OUTCOMES)
 def test_one(features: Undisturbed, tmp_path: Path, what: str):
     assert meet(features, tmp_path / "met", what, random.Random(f"{what}:1")) in OUTCOMES[what]
