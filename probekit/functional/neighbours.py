@@ -14,6 +14,7 @@ from probekit.functional.arguments import (
     check_features,
     check_labels,
 )
+from probekit.functional.rows import empty_rows, row_blocks
 
 # Bytes of one block of similarities.
 _BLOCK_BYTES = 2**26
@@ -54,7 +55,7 @@ def nearest_neighbours(
     """
     x, q = check_features(train, "training rows"), check_features(queries, "queries")
     _check_sizes(x, q, k, exclude_self)
-    gallery = _unit_rows(x).to(device)
+    gallery = _unit_gallery(x).to(device)
     size = max(1, _BLOCK_BYTES // (4 * len(x)))
     places, similarities = np.empty((len(q), k), np.int64), np.empty((len(q), k), np.float32)
     for start in range(0, len(q), size):
@@ -170,6 +171,13 @@ def _check_sizes(train: AnyFloats, queries: AnyFloats, k: int, exclude_self: boo
     most = len(train) - exclude_self
     if not 1 <= k <= most:
         raise InputError(f"k from 1 to the {most} rows to choose from", str(k), "Take fewer neighbours")
+
+
+def _unit_gallery(rows: AnyFloats) -> torch.Tensor:
+    unit = empty_rows(rows.shape, np.float32)
+    for part in row_blocks(*rows.shape):
+        unit[part] = _unit_rows(rows[part])
+    return torch.from_numpy(unit)
 
 
 def _unit_rows(rows: AnyFloats) -> torch.Tensor:

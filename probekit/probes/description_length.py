@@ -12,6 +12,7 @@ from scipy.special import log_softmax, logsumexp
 
 from probekit.data.targets import Target
 from probekit.functional.intervals import bootstrap_means
+from probekit.functional.rows import empty_rows, row_blocks
 from probekit.functional.softmax_regression import fit_softmax
 from probekit.probes.controls import null_columns, permute_rows
 from probekit.probes.linear import NULL_GAP
@@ -94,7 +95,9 @@ def encode(
     for start, end in pairwise(portion_ends(count)):
         log_p = _predict(features[:end], labellings[:, :end], start, penalties, weights > 0, n_classes, gap)
         log_w = np.log(weights, out=np.full_like(weights, -np.inf), where=weights > 0)
-        bits[:, start:end] = -logsumexp(log_w[:, :, None] + log_p, axis=1) / np.log(2)
+        for part in row_blocks(end - start, weights.size):
+            said = logsumexp(log_w[:, :, None] + log_p[:, :, part], axis=1)
+            bits[:, start:end][:, part] = -said / np.log(2)
         last, weights = weights, _weigh(-log_p.sum(axis=2) / np.log(2))
     return OnlineCode(bits, penalties[last.argmax(axis=1)])
 
@@ -111,21 +114,24 @@ def _predict(
     """Return (L, P, n − known) log p of the labels not known; −∞ for the penalties not wanted."""
     labelled, place = np.nonzero(wanted)
     imaginary = np.broadcast_to(np.arange(n_classes), (len(place), n_classes))
+    shown = empty_rows((known + n_classes, features.shape[1]), np.float32)
+    shown[:known], shown[known:] = features[:known], 0
     path = fit_softmax(
-        np.concatenate([features[:known], np.zeros((n_classes, features.shape[1]), np.float32)]),
+        shown,
         np.concatenate([labellings[labelled, :known], imaginary], axis=1),
         penalties[place],
         n_classes=n_classes,
         sample_weight=np.concatenate([np.ones(known), np.full(n_classes, _IMAGINARY)]),
         gap=gap,
     )
-    found = np.full((*wanted.shape, len(features) - known), -np.inf)
+    found = empty_rows((*wanted.shape, len(features) - known), np.float64)
+    found[:] = -np.inf
     fits = zip(labelled, place, path.weights, path.intercepts, strict=True)
     for labelling, penalty, weight, intercept in fits:
-        # Fit by fit, because all logits together may be large.
-        log_p = log_softmax(features[known:] @ weight + intercept, axis=1)
         truth = labellings[labelling, known:, None]
-        found[labelling, penalty] = np.take_along_axis(log_p, truth, axis=1)[:, 0]
+        for part in row_blocks(len(truth), max(weight.shape)):
+            log_p = log_softmax(features[known:][part] @ weight + intercept, axis=1)
+            found[labelling, penalty, part] = np.take_along_axis(log_p, truth[part], axis=1)[:, 0]
     return found
 
 
@@ -168,7 +174,9 @@ def description_rows(data: TapData, name: str, target: Target, protocol: Protoco
     for number, lot in enumerate(lots):
         order = random_stream(f"order {name}", protocol.seed, number).permutation(count)
         shown = [labels[order], labels[lot]] if protocol.permutations else [labels[order]]
-        code = encode(data.refit.fit[order], np.stack(shown), penalties, n_classes=target.n_classes, gap=gap)
+        code = encode(
+            _ordered(data.refit.fit, order), np.stack(shown), penalties, n_classes=target.n_classes, gap=gap
+        )
         costs[order] += code.bits[0] / protocol.orders
         lengths.append(float(code.bits[0].mean()))
         nulls += code.bits[1:].mean(axis=1).tolist()
@@ -193,6 +201,13 @@ def description_rows(data: TapData, name: str, target: Target, protocol: Protoco
         # The shorter, the more compressed: ends change places.
         _row("compression", uniform / ends[[0, 2, 1]], uniform / np.array(nulls), count, params),
     ]
+
+
+def _ordered(features: NDArray[np.float32], order: NDArray[np.intp]) -> NDArray[np.float32]:
+    rows = empty_rows(features.shape, np.float32)
+    for part in row_blocks(*rows.shape):
+        rows[part] = features[order[part]]
+    return rows
 
 
 def _row(

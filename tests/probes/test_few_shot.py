@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from probekit.data.targets import Target
+from probekit.functional import rows
 from probekit.functional.ridge import fit_ridge
-from probekit.probes.few_shot import _draw, _in_span, few_shot_rows
+from probekit.probes.few_shot import _along, _draw, _span, few_shot_rows
 from probekit.probes.protocol import Stage
 from tests.probes.conftest import QUICK, gaussians, tap_data
 
@@ -18,10 +19,10 @@ NAMES = ("a", "b", "c")
 
 def test_more_shots_of_a_draw_hold_the_fewer():
     labels = np.arange(60) % 3
-    few, many = (set(_draw(labels, shots, "class", 0, QUICK)) for shots in (2, 5))
+    few, many = (set(_draw(labels, shots, "class", 0, 0)) for shots in (2, 5))
     assert few < many
     assert np.bincount(labels[list(many)]).tolist() == [5, 5, 5]
-    assert few != set(_draw(labels, 2, "class", 1, QUICK))
+    assert few != set(_draw(labels, 2, "class", 1, 0))
 
 
 def test_accuracy_grows_with_shots_and_stands_above_its_null():
@@ -35,25 +36,35 @@ def test_accuracy_grows_with_shots_and_stands_above_its_null():
     assert twenty["params"]["shots"] == 20
 
 
-@pytest.mark.parametrize("rows", [6, 39, 41])
-def test_rows_in_their_span_are_predicted_as_they_were(rows: int):
+@pytest.mark.parametrize("count", [6, 39, 41])
+def test_rows_in_their_span_are_predicted_as_they_were(count: int):
     stream = np.random.default_rng(0)
-    values = stream.normal(3, 2, size=(rows + 50, 40)).astype(np.float32)
-    stage = Stage.of(values[:rows], values[rows:])
-    targets, penalties = stream.normal(size=(rows, 3)), [1.0, 1e-5]
+    values = stream.normal(3, 2, size=(count + 50, 40)).astype(np.float32)
+    stage = Stage.of(values[:count], values[count:])
+    targets, penalties = stream.normal(size=(count, 3)), [1.0, 1e-5]
     expected = fit_ridge(stage.fit, targets, penalties).predict(stage.score)
-    fit, score = _in_span(stage)
-    assert fit.shape == (rows, min(rows, 40))
+    axes = _span(stage.fit)
+    fit, score = _along(stage.fit, axes), _along(stage.score, axes)
+    assert fit.shape == (count, min(count, 40))
     np.testing.assert_allclose(
         fit_ridge(fit, targets, penalties).predict(score), expected, rtol=1e-6, atol=1e-8
     )
 
 
+def test_rows_are_scored_alike_in_blocks(monkeypatch: pytest.MonkeyPatch):
+    values, labels = gaussians(distance=1.0)
+    given = tap_data(values), "class", Target(labels, "class", NAMES), replace(QUICK, shots=(2, 5))
+    whole = few_shot_rows(*given)
+    monkeypatch.setattr(rows, "_BLOCK_BYTES", 8 * 2 * 3 * len(QUICK.penalties) * 7)
+    in_blocks = few_shot_rows(*given)
+    assert [one["value"] for one in in_blocks] == [one["value"] for one in whole]
+    assert [one["null"] for one in in_blocks] == [one["null"] for one in whole]
+
+
 def test_too_few_images_of_a_class_leave_the_row_empty_with_the_reason():
     values, labels = gaussians()
     labels = labels.copy()
-    rows = np.flatnonzero(labels[:300] == 2)[3:]
-    labels[rows] = 0
+    labels[np.flatnonzero(labels[:300] == 2)[3:]] = 0
     found = few_shot_rows(tap_data(values), "class", Target(labels, "class", NAMES), QUICK)
     assert "value" in found[0]
     assert found[1]["status"] == "class c has only 3 training images"

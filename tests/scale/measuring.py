@@ -23,7 +23,8 @@ from probekit.features.store import PartWriter, TapFolder
 from probekit.results.table import ResultTable
 
 WIDTH, CLASSES, BATCH = 256, 10, 256
-VERBS = ("probe", "geometry", "similarity")
+VERBS = ("probe", "neighbours", "code", "geometry", "similarity")
+QUERIES = 1000
 _FACTS = {"block": "layer1", "level": "low", "depth": 0.0, "readout": "gap"}
 
 
@@ -62,9 +63,11 @@ def open_taps(place: Path, rows: int) -> list[Features]:
 
 def measure(verb: str, taps: list[Features]) -> list[ResultTable]:
     """Run one verb's cells, tap by tap, as a sweep does."""
+    from probekit.functional.neighbours import nearest_neighbours
     from probekit.geometry.cell import GeometrySettings, geometry_of_tap
     from probekit.probes.cell import probe_tap
-    from probekit.probes.protocol import Protocol, Roles
+    from probekit.probes.description_length import description_rows
+    from probekit.probes.protocol import Protocol, Roles, TapData
     from probekit.similarity.cell import Layer, similarity_of_tap
     from probekit.similarity.side import SimilaritySettings
 
@@ -72,8 +75,20 @@ def measure(verb: str, taps: list[Features]) -> list[ResultTable]:
     roles = Roles(*(taps[0].rows(role) for role in ("train", "val", "test")))
     tables = []
     for one in taps:
+        if verb == "neighbours":
+            # Of all images this takes hours.
+            found = nearest_neighbours(one.matrix(roles.fitting), one.matrix(roles.test[:QUERIES]), k=20)
+            assert found[0].shape == (QUERIES, 20)
+            continue
+        if verb == "code":
+            protocol = Protocol((1.0, 0.1, 0.01), permutations=1, bootstrap_draws=200, orders=1)
+            rows = description_rows(TapData.of(one, roles), "class", target, protocol)
+            assert rows[0]["value"] < np.log2(CLASSES)
+            continue
         if verb == "probe":
-            protocol = Protocol((1.0, 0.1, 0.01), permutations=2, bootstrap_draws=200, neighbours=0, shots=())
+            protocol = Protocol(
+                (1.0, 0.1, 0.01), permutations=2, bootstrap_draws=200, neighbours=0, shots=(5,)
+            )
             table = probe_tap(one, {"class": target}, roles, protocol, WIDTH // 2)
         elif verb == "geometry":
             table = geometry_of_tap(
