@@ -260,7 +260,9 @@ def smoke(plan: Plan) -> Plan:
         "mafl": f"{scenes},annotations=keypoints",
         "mini-imagenet": source,
     }
+    training = {"steps": 1, "trials": 1, "batch_size": 4, "lr": [0.001]}
     few: dict[str, dict[str, Any]] = {
+        "reset": {**training, "modes": ["random"]},
         "probe": {"taps": ["layer4"], "random": 0, "permutations": 1, "penalties": [1.0]},
         "reconstruct": {
             "taps": ["layer1"],
@@ -280,12 +282,9 @@ def smoke(plan: Plan) -> Plan:
             "queue": 40,
         },
     }
-    training = {"steps": 1, "trials": 1, "batch_size": 4, "lr": [0.001]}
     stages = {}
     for name, stage in plan.settings["stages"].items():
         own = {**stage["settings"], **few.get(stage["verb"], training)}
-        if "modes" in own:
-            own["modes"] = ["random"]
         stages[name] = {
             **stage,
             "data": data[name],
