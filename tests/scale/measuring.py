@@ -76,7 +76,7 @@ def measure(verb: str, taps: list[Features]) -> list[ResultTable]:
     tables = []
     for one in taps:
         if verb == "neighbours":
-            # Of all images this takes hours.
+            # The time grows with their number, the memory does not.
             found = nearest_neighbours(one.matrix(roles.fitting), one.matrix(roles.test[:QUERIES]), k=20)
             assert found[0].shape == (QUERIES, 20)
             continue
